@@ -1,0 +1,75 @@
+// The engine: a loaded model, its cache slots, and the step that advances up to kMaxSequences of
+// them at once. A sequence's logits are the same bits alone and in any company, and for any split
+// of its prompt at multiples of 64 positions.
+#pragma once
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+
+#include "checkpoint/checkpoint.h"
+#include "ops/activations.h"
+
+namespace nibble {
+
+struct EngineOptions {
+  Activations activations = Activations::Int16;
+  std::string device = "cpu";
+  int threads = 0;            // 0: every core this process may use
+  std::int64_t context = 0;   // positions a slot holds; 0: min(the model's maximum, 4096)
+  int slots = 1;              // sequences that may be alive at once
+  bool check_finite = false;  // stop at the first operation that gives NaN or Inf, naming it
+  // Called while loading with the fraction done (0..1); may be empty.
+  std::function<void(double)> progress;
+};
+
+// What a decode step reads, and what the engine holds, in bytes.
+struct EngineMemory {
+  std::uint64_t weights = 0;           // all weights, as kept
+  std::uint64_t weights_per_token = 0; // read by one decode step of one sequence
+  std::uint64_t kv_cache = 0;          // all slots
+  std::uint64_t kv_per_position = 0;   // one position of one sequence
+  std::uint64_t scratch = 0;
+};
+
+class Engine {
+ public:
+  static constexpr int kMaxSequences = 8;   // in one step
+  static constexpr int kPrefillChunk = 256;  // most rows of one forward(); a multiple of 64
+
+  enum class Logits { None, Last, All };
+  struct Input {
+    int slot = 0;                          // 0 .. slots-1, each at most once in a step
+    std::span<const std::int32_t> tokens;  // appended to the slot; at least one
+    Logits logits = Logits::Last;
+  };
+
+  // Loads the weights (source pages are released as they are repacked). Throws Error when the
+  // architecture or device is unsupported or memory is short, saying how much is needed.
+  Engine(const Checkpoint& checkpoint, const EngineOptions& options);
+  ~Engine();
+
+  // Appends every input's tokens to its slot and returns the wanted logits, fp32 [rows, vocab],
+  // inputs in order, valid until the next forward(). At most kMaxSequences inputs and
+  // kPrefillChunk tokens in all. Throws Error for an id outside the vocabulary or a full slot
+  // (nothing is changed then). To keep the promise of equal bits, callers cut prompts at
+  // multiples of 64 positions; generate.h does.
+  std::span<const float> forward(std::span<const Input> inputs);
+
+  void reset(int slot);                       // length 0
+  void truncate(int slot, std::int64_t n);    // keeps the first n positions; n <= length
+  std::int64_t length(int slot) const;
+  std::int64_t context() const;
+  std::int64_t vocab() const;
+  int slots() const;
+  int threads() const;
+  std::string describe() const;  // "cpu avx512-vnni, 2 threads, int16 activations"
+  const EngineMemory& memory() const;
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace nibble
