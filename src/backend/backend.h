@@ -1,0 +1,48 @@
+// A backend: memory, packed weights and the operations of ops/ on one device. Model code is
+// written once against this. Pointers in argument structs are memory of this backend (alloc()),
+// unless an operation's header says "on the host"; operations run in the order they are called.
+#pragma once
+#include <cstddef>
+#include <functional>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "ops/add_rmsnorm_linear.h"
+#include "ops/attention.h"
+#include "ops/embedding.h"
+
+namespace nibble {
+
+class Backend {
+ public:
+  // Device memory, freed with its deleter. Contents undefined. Throws Error when there is none.
+  using Buffer = std::unique_ptr<std::byte[], std::function<void(std::byte*)>>;
+
+  virtual ~Backend() = default;
+  virtual std::string describe() const = 0;  // "cpu avx512-vnni, 2 threads"
+  virtual int threads() const = 0;           // 1 where that means nothing
+
+  virtual Buffer alloc(std::size_t bytes) = 0;
+  virtual void upload(void* device, const void* host, std::size_t bytes) = 0;
+  virtual void download(void* host, const void* device, std::size_t bytes) = 0;
+
+  // Repacks a matrix into the order the kernels stream and releases the source's pages as it
+  // goes. pieces: ops/pieces.h (8 for row-parallel operations, else 1).
+  virtual std::unique_ptr<Weight> pack(const WeightSource& source, int pieces) = 0;
+  // Zero-filled. Throws Error saying how much is needed when memory is short.
+  virtual std::unique_ptr<KvCache> make_kv_cache(const KvShape& shape) = 0;
+
+  virtual void embedding(const EmbeddingArgs& a) = 0;
+  virtual void linear(const LinearArgs& a) = 0;
+  virtual void add_rmsnorm_linear(const AddRmsNormLinearArgs& a) = 0;
+  virtual void rope_cache(const RopeCacheArgs& a) = 0;
+  virtual void attention(const AttentionArgs& a) = 0;
+};
+
+// device: "cpu" (others: Error naming those built). threads: 0 = every core this process may use.
+std::unique_ptr<Backend> make_backend(std::string_view device, int threads);
+std::vector<std::string> backend_names();
+
+}  // namespace nibble

@@ -1,0 +1,35 @@
+// add_rmsnorm_linear: the fused operation.
+//
+//   h  = residual + delta                       fp32 [M, K]   (delta null: h = residual)
+//   u  = h * rsqrt(mean(h^2) + eps) * g         g = weight, or 1 + weight with unit_offset
+//   y_i = W_i u                                 as linear, u rounded once to the activation mode
+// writes residual_out = h (when not null), normed = u in fp32 (when not null), and every y.
+//
+// The rule: inputs are const and outputs are other buffers, so that no order of work-groups can
+// change a result. residual_out must not overlap residual or delta; ping-pong between two.
+// A plan (each worker recomputes u, or one prepass does) never changes a bit.
+#pragma once
+#include "ops/linear.h"
+
+namespace nibble {
+
+struct AddRmsNormLinearArgs {
+  const float* residual = nullptr;  // [M, K]
+  const float* delta = nullptr;     // [M, K] or null
+  const float* weight = nullptr;    // [K] norm weight
+  float eps = 1e-6f;
+  bool unit_offset = false;
+  float* residual_out = nullptr;    // [M, K] or null
+  float* normed = nullptr;          // [M, K] or null
+  std::int64_t m = 0, k = 0;
+  Activations activations = Activations::Int16;
+  std::span<const LinearOutput> outputs;  // 1 to 4, as LinearArgs
+  Epilogue epilogue = Epilogue::None;
+};
+
+void check(const AddRmsNormLinearArgs& a);
+
+// Double-precision h and u, each [M, K].
+void add_rmsnorm_reference(const AddRmsNormLinearArgs& a, double* h, double* u);
+
+}  // namespace nibble
