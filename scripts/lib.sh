@@ -6,6 +6,7 @@
 # shellcheck disable=SC2034  # used by the scripts that source this file
 build_packages=(g++ cmake ninja-build pkg-config libfmt-dev nlohmann-json3-dev libcli11-dev
   libpcre2-dev libutf8proc-dev libedit-dev)
+# shellcheck disable=SC2034
 model_packages=(python3-pip unzip)
 # shellcheck disable=SC2034
 test_packages=(libgtest-dev libgmock-dev librapidcheck-dev)
@@ -137,28 +138,31 @@ build_target() {
   shift 3
   if [ ! -f "$dir/build.ninja" ] || [ $# -gt 0 ]; then
     require_space . 600 "the build"
-    step "configuring $dir" cmake --preset "$preset" "$@" || return 1
+    step "configuring $dir/" cmake --preset "$preset" "$@" || return 1
   fi
   # shellcheck disable=SC2086  # a list
-  step "building $dir" ninja -C "$dir" $targets
+  step "building $dir/" ninja -C "$dir" $targets
 }
 
 # run_ctest DIR [CTEST_ARG...]: runs the tests; shows failures with their output, what was
 # skipped, and ctest's closing lines on standard output. The whole of it: DIR/ctest.log.
 run_ctest() {
   local dir=$1 rc=0
+  local log=$dir/ctest.log
   shift
-  timed "testing $dir" ctest --test-dir "$dir" --output-on-failure --no-tests=error --timeout 900 \
-    -j "$(nproc)" --output-log "$dir/ctest.log" "$@" || rc=1
-  grep -vE '^ +Start +[0-9]+: |^ *[0-9]+/[0-9]+ Test +#[0-9]+: .* Passed +[0-9.]+ sec|^$' \
-    "$dir/ctest.log" || true
+  : >"$log"
+  timed "testing $dir/" ctest --test-dir "$dir" --output-on-failure --no-tests=error \
+    --timeout 900 -j "$(nproc)" "$@" || rc=1
+  sed -E '1,/^Test project /d; /^ +Start +[0-9]+: /d; /^$/d
+    /^ *[0-9]+\/[0-9]+ Test +#[0-9]+: .* Passed +[0-9.]+ sec/d' "$log"
   return "$rc"
 }
 
-# Gets the model unless it is there. Returns 1, having said why, when it cannot be had.
+model_present() { [ "$(stat -c %s "$model_path" 2>/dev/null)" = "$model_bytes" ]; }
+
+# Gets the model unless it is there (needs model_packages). Returns 1, having said why, when it cannot be had.
 fetch_model() {
-  [ "$(stat -c %s "$model_path" 2>/dev/null)" != "$model_bytes" ] || return 0
-  require_packages "${model_packages[@]}"
+  ! model_present || return 0
   require_space models 300 "the model"
   rm -rf models/.download.*
   local tmp rc=0
