@@ -50,7 +50,7 @@ def main():
     args = p.parse_args()
     np, torch, transformers = load("numpy"), load("torch"), load("transformers")
 
-    model = transformers.AutoModelForCausalLM.from_pretrained(args.model, torch_dtype=torch.float32)
+    model = transformers.AutoModelForCausalLM.from_pretrained(args.model).float().eval()
     ids = token_ids(args, model.config.vocab_size, transformers)
     with torch.no_grad():
         want = model(torch.tensor([ids])).logits[0].float().numpy()
