@@ -26,7 +26,8 @@ step "making a Debian 12 root" debootstrap --variant=minbase bookworm "$root" "$
 # The machine's own way to the registries, nothing else of it.
 copy() { [ ! -e "$1" ] || cp -rL --parents "$1" "$root"; }
 for file in /etc/resolv.conf /etc/hosts /etc/pip.conf "$HOME/.config/pip" \
-  /usr/local/share/ca-certificates /etc/apt/apt.conf /etc/apt/apt.conf.d; do
+  /usr/local/share/ca-certificates $(grep -lsiE '^Acquire::(Check|http|https)' /etc/apt/apt.conf \
+    /etc/apt/apt.conf.d/*); do
   copy "$file"
 done
 git clone -q --no-local . "$root/nibble"

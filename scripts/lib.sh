@@ -36,6 +36,7 @@ start_log() {
 # One session at a time in build/ and models/; released when the script ends or closes fd 9.
 lock_tree() {
   mkdir -p build models
+  (: >>build/.lock) 2>/dev/null || die "cannot write to $PWD/build: whose folder is this?"
   exec 9>build/.lock
   flock -n 9 || { say "waiting for another ./run or ./test in this folder"; flock 9; }
 }
@@ -103,13 +104,12 @@ and then: cmake --preset release && cmake --build build --target nibble"
   require_debian "$install"
   [ "$(id -u)" = 0 ] || die "packages are missing and only root can install them. As root:
   apt-get update && $install"
-  require_space / 1200 "installing packages"
   export DEBIAN_FRONTEND=noninteractive
   # An index that cannot be refreshed may still do: the installation decides.
   step "refreshing the list of Debian packages" apt-get -o DPkg::Lock::Timeout=120 update ||
     say "going on with the list that is there"
   # shellcheck disable=SC2086  # the words of the command
-  step "installing ${#missing[@]} Debian packages" ${install/apt-get/apt-get -o DPkg::Lock::Timeout=120} ||
+  step "installing Debian packages (${#missing[@]} and what they need)" ${install/apt-get/apt-get -o DPkg::Lock::Timeout=120} ||
     die "could not install packages. When the Debian mirror answers again, repeat, or do by hand:
   apt-get update && $install"
 }
