@@ -3,6 +3,7 @@
 // unless an operation's header says "on the host"; operations run in the order they are called.
 #pragma once
 #include <cstddef>
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <string>
@@ -34,6 +35,9 @@ class Backend {
   // Zero-filled. Throws Error saying how much is needed when memory is short.
   virtual std::unique_ptr<KvCache> make_kv_cache(const KvShape& shape) = 0;
 
+  // dst[i] = src[rows[i]], each row `width` floats; rows [m] on the host. dst apart from src.
+  virtual void gather(const float* src, const std::int32_t* rows, std::int64_t m, std::int64_t width,
+                      float* dst) = 0;
   virtual void embedding(const EmbeddingArgs& a) = 0;
   virtual void linear(const LinearArgs& a) = 0;
   virtual void add_rmsnorm_linear(const AddRmsNormLinearArgs& a) = 0;

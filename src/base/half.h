@@ -5,7 +5,15 @@
 
 namespace nibble {
 
-inline float half_to_float(std::uint16_t h) { return static_cast<float>(std::bit_cast<_Float16>(h)); }
+// Exact, and in operations every vector unit has: the compiler's own conversion is a library call
+// where the build does not assume F16C. The product scales subnormals as well.
+inline float half_to_float(std::uint16_t h) {
+  const std::uint32_t magnitude = h & 0x7fffu;
+  const float scaled = std::bit_cast<float>(magnitude << 13) * 0x1p112f;
+  const std::uint32_t inf_or_nan = magnitude >= 0x7c00u ? 0x7f800000u : 0u;
+  return std::bit_cast<float>(std::bit_cast<std::uint32_t>(scaled) | inf_or_nan |
+                              static_cast<std::uint32_t>(h & 0x8000u) << 16);
+}
 inline std::uint16_t float_to_half(float f) {
   return std::bit_cast<std::uint16_t>(static_cast<_Float16>(f));
 }

@@ -29,8 +29,8 @@ struct KPlan {
   std::int64_t padded_k = 0;  // rounded up to kChunk
   int pieces = 1;
   std::int32_t blocks = 0;
-  std::vector<Unit> units;
-  std::vector<std::int32_t> block_chunk;  // [blocks + 1] first chunk of each block
+  std::vector<Unit> units = {};
+  std::vector<std::int32_t> block_chunk = {};  // [blocks + 1] first chunk of each block
 };
 
 // group: columns a weight scale covers (a multiple of 32), or 0 for plain weights.

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 #include <rapidcheck.h>
 
+#include <bit>
 #include <cmath>
 #include <cstdlib>
 
@@ -54,6 +55,8 @@ TEST_F(FileTest, FullDiskIsAnErrorThatSaysSo) {
 TEST(Half, EveryHalfRoundTrips) {
   for (std::uint32_t i = 0; i < 65536; ++i) {
     const auto h = static_cast<std::uint16_t>(i);
+    const auto native = static_cast<float>(std::bit_cast<_Float16>(h));
+    ASSERT_TRUE(half_to_float(h) == native || (std::isnan(half_to_float(h)) && std::isnan(native)));
     if (!std::isnan(half_to_float(h))) { ASSERT_EQ(float_to_half(half_to_float(h)), h); }
     if (!std::isnan(bf16_to_float(h))) { ASSERT_EQ(float_to_bf16(bf16_to_float(h)), h); }
   }

@@ -1,0 +1,256 @@
+#include "backend/cpu/cpu_backend.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace nibble::cpu {
+
+// Prepared input rows, grown on demand and kept.
+struct CpuBackend::Rows {
+  std::vector<XRow> rows;
+  std::vector<float> f, fsum, scale, normed;
+  std::vector<std::int8_t> lo, hi;
+  std::vector<std::int16_t> q;
+  std::vector<std::int32_t> qsum;
+
+  void resize(std::int64_t m, const KPlan& p, bool fixed, bool plain) {
+    const auto grow = [](auto& v, std::int64_t n) {
+      if (v.size() < static_cast<std::size_t>(n)) v.resize(static_cast<std::size_t>(n));
+    };
+    const std::int64_t k = p.padded_k, chunks = k / kChunk;
+    if (plain) grow(f, m * k), grow(fsum, m * chunks);
+    if (fixed) grow(lo, m * k), grow(hi, m * k), grow(q, m * k), grow(qsum, m * chunks), grow(scale, m * p.blocks);
+    grow(rows, m);
+    for (std::int64_t i = 0; i < m; ++i)
+      rows[static_cast<std::size_t>(i)] = {f.data() + i * k,  fsum.data() + i * chunks, lo.data() + i * k,
+                                           hi.data() + i * k, q.data() + i * k,         qsum.data() + i * chunks,
+                                           scale.data() + i * p.blocks};
+  }
+};
+
+namespace {
+
+const PackedWeight& packed(const LinearOutput& o) { return static_cast<const PackedWeight&>(*o.w); }
+
+// The part [begin, end) of `total` units that belongs to `thread`.
+struct Part {
+  std::int64_t begin, end;
+};
+Part part(std::int64_t total, int thread, int threads) {
+  return {total * thread / threads, total * (thread + 1) / threads};
+}
+
+// Up to this many rows every thread prepares its own copy of the input: no barrier, and nobody
+// reads what another writes. Beyond, rows are prepared once, in parallel. The bits are the same.
+constexpr std::int64_t kOwnRows = 8;
+
+}  // namespace
+
+CpuBackend::CpuBackend(int threads, Isa isa)
+    : pool_(threads), kernels_(kernels(isa)), scratch_(static_cast<std::size_t>(pool_.size())) {
+  for (int t = 0; t < pool_.size(); ++t) rows_.push_back(std::make_unique<Rows>());
+}
+CpuBackend::~CpuBackend() = default;
+
+std::string CpuBackend::describe() const { return fmt::format("cpu {}, {} threads", kernels_.name, pool_.size()); }
+
+Backend::Buffer CpuBackend::alloc(std::size_t bytes) {
+  Array<std::byte> a(bytes, "a buffer");
+  std::byte* p = a.data();
+  return Buffer(p, [keep = std::move(a)](std::byte*) {});
+}
+void CpuBackend::upload(void* device, const void* host, std::size_t bytes) { std::memcpy(device, host, bytes); }
+void CpuBackend::download(void* host, const void* device, std::size_t bytes) { std::memcpy(host, device, bytes); }
+
+std::unique_ptr<Weight> CpuBackend::pack(const WeightSource& source, int pieces) {
+  return std::make_unique<PackedWeight>(source, pieces, kernels_, pool_);
+}
+std::unique_ptr<KvCache> CpuBackend::make_kv_cache(const KvShape& shape) { return std::make_unique<CpuKvCache>(shape); }
+
+void CpuBackend::gather(const float* src, const std::int32_t* rows, std::int64_t m, std::int64_t width, float* dst) {
+  for (std::int64_t i = 0; i < m; ++i)
+    std::memcpy(dst + i * width, src + rows[i] * width, static_cast<std::size_t>(width) * sizeof(float));
+}
+
+void CpuBackend::embedding(const EmbeddingArgs& a) {
+  check(a);
+  const auto& w = static_cast<const PackedWeight&>(*a.w);
+  pool_.run([&](int thread) {
+    const Part p = part(a.m, thread, pool_.size());
+    for (std::int64_t i = p.begin; i < p.end; ++i) w.row(a.ids[i], a.h + i * w.format().k);
+  });
+}
+
+// This thread's tiles of all outputs, laid end to end, times every row.
+void CpuBackend::multiply(const Rows& rows, std::int64_t m, std::span<const LinearOutput> outputs,
+                          Epilogue epilogue, Activations activations, int thread) const {
+  const bool swiglu = epilogue == Epilogue::SwiGlu;
+  const std::size_t matrices = swiglu ? 1 : outputs.size();
+  std::int64_t total = 0;
+  for (std::size_t i = 0; i < matrices; ++i) total += packed(outputs[i]).tile_count();
+  const Part p = part(total, thread, pool_.size());
+  float y[kMaxRows * kTile], up[kMaxRows * kTile];
+  const auto run = [&](const LinearOutput& o, std::int64_t tile, std::int64_t row, int which, float* out) {
+    const PackedWeight& w = packed(o);
+    kernels_.tile[static_cast<int>(w.format().type)][static_cast<int>(activations)][which](
+        w.tiles(), tile, rows.rows.data() + row, out);
+    if (o.bias == nullptr) return;
+    const std::int64_t n = std::min<std::int64_t>(kTile, w.format().n - tile * kTile);
+    for (int r = 0; r < 1 << which; ++r)
+      for (std::int64_t j = 0; j < n; ++j) out[r * kTile + j] += o.bias[tile * kTile + j];
+  };
+  std::int64_t first = 0;
+  for (std::size_t i = 0; i < matrices; ++i) {
+    const LinearOutput& o = outputs[i];
+    const std::int64_t tiles = packed(o).tile_count(), n = packed(o).format().n;
+    for (std::int64_t t = std::max(p.begin, first); t < std::min(p.end, first + tiles); ++t) {
+      const std::int64_t tile = t - first, columns = std::min<std::int64_t>(kTile, n - tile * kTile);
+      for (std::int64_t row = 0; row < m;) {
+        const int which = m - row >= 4 ? 2 : m - row >= 2 ? 1 : 0;
+        run(o, tile, row, which, y);
+        if (swiglu) {
+          run(outputs[1], tile, row, which, up);
+          for (int r = 0; r < 1 << which; ++r) kernels_.swiglu(y + r * kTile, up + r * kTile, y + r * kTile);
+        }
+        for (int r = 0; r < 1 << which; ++r, ++row)
+          std::memcpy(o.y + row * o.ldy + tile * kTile, y + r * kTile, static_cast<std::size_t>(columns) * sizeof(float));
+      }
+    }
+    first += tiles;
+  }
+}
+
+// prepare(thread, row, XRow): rounds one input row.
+template <class Prepare>
+void CpuBackend::run_linear(std::int64_t m, std::int64_t k, Activations activations,
+                            std::span<const LinearOutput> outputs, Epilogue epilogue, Prepare&& prepare) {
+  bool fixed = false, plain = false;
+  for (const LinearOutput& o : outputs) {
+    const bool as_integers = is_quantised(o.w->format().type) && activations != Activations::Fp32;
+    (as_integers ? fixed : plain) = true;
+  }
+  const KPlan& plan = packed(outputs[0]).plan();
+  const auto row = [&](Rows& rows, int thread, std::int64_t i) {
+    const float* x = prepare(thread, i);
+    kernels_.prepare(x, k, plan.block_chunk.data(), plan.blocks, activations, fixed, plain,
+                     rows.rows[static_cast<std::size_t>(i)]);
+  };
+  if (m <= kOwnRows) {
+    pool_.run([&](int thread) {
+      Rows& rows = *rows_[static_cast<std::size_t>(thread)];
+      rows.resize(m, plan, fixed, plain);
+      for (std::int64_t i = 0; i < m; ++i) row(rows, thread, i);
+      multiply(rows, m, outputs, epilogue, activations, thread);
+    });
+    return;
+  }
+  Rows& rows = *rows_[0];
+  rows.resize(m, plan, fixed, plain);
+  pool_.run([&](int thread) {
+    const Part p = part(m, thread, pool_.size());
+    for (std::int64_t i = p.begin; i < p.end; ++i) row(rows, thread, i);
+  });
+  pool_.run([&](int thread) { multiply(rows, m, outputs, epilogue, activations, thread); });
+}
+
+void CpuBackend::linear(const LinearArgs& a) {
+  check(a);
+  run_linear(a.m, a.k, a.activations, a.outputs, a.epilogue, [&](int, std::int64_t i) { return a.x + i * a.k; });
+}
+
+void CpuBackend::add_rmsnorm_linear(const AddRmsNormLinearArgs& a) {
+  check(a);
+  const float offset = a.unit_offset ? 1.0f : 0.0f;
+  run_linear(a.m, a.k, a.activations, a.outputs, a.epilogue, [&](int thread, std::int64_t i) {
+    std::vector<float>& u = scratch_[static_cast<std::size_t>(thread)];
+    if (u.size() < static_cast<std::size_t>(a.k)) u.resize(static_cast<std::size_t>(a.k));
+    const float* delta = a.delta != nullptr ? a.delta + i * a.k : nullptr;
+    kernels_.add_rmsnorm(a.residual + i * a.k, delta, a.weight, offset, a.eps, a.k, u.data());
+    // Each element of the outputs is written by one thread: a slice of the row where every thread
+    // prepares it, the whole row where one does.
+    const bool shared = a.m <= kOwnRows;
+    const Part p = shared ? part(a.k, thread, pool_.size()) : Part{0, a.k};
+    const std::int64_t at = i * a.k + p.begin, n = p.end - p.begin;
+    if (a.residual_out != nullptr)
+      kernels_.add(a.residual + at, delta != nullptr ? a.delta + at : nullptr, n, a.residual_out + at);
+    if (a.normed != nullptr) std::memcpy(a.normed + at, u.data() + p.begin, static_cast<std::size_t>(n) * sizeof(float));
+    return static_cast<const float*>(u.data());
+  });
+}
+
+void CpuBackend::rope_cache(const RopeCacheArgs& a) {
+  check(a);
+  auto& cache = static_cast<CpuKvCache&>(*a.cache);
+  const KvShape& s = cache.shape();
+  const std::int64_t hd = s.head_dim, heads = a.heads + s.kv_heads, stride = cache.stride();
+  const auto half = [&](const float* x, std::vector<std::uint16_t>& out) {
+    kernels_.to_half(x, stride, out.data());
+    return static_cast<const void*>(out.data());
+  };
+  pool_.run([&](int thread) {
+    std::vector<float>& buffer = scratch_[static_cast<std::size_t>(thread)];
+    if (buffer.size() < static_cast<std::size_t>(2 * stride)) buffer.resize(static_cast<std::size_t>(2 * stride));
+    float *k = buffer.data(), *v = k + stride;
+    thread_local std::vector<std::uint16_t> k16, v16;
+    k16.resize(static_cast<std::size_t>(stride)), v16.resize(static_cast<std::size_t>(stride));
+    const Part p = part(a.m * heads, thread, pool_.size());
+    for (std::int64_t task = p.begin; task < p.end; ++task) {
+      const std::int64_t i = task / heads, h = task % heads;
+      const float* cos_sin = a.cos_sin + i * a.rotary;
+      if (h < a.heads) {
+        const std::int64_t at = (i * a.heads + h) * hd;
+        kernels_.rope(a.q + at, hd, a.q_norm, a.eps, cos_sin, a.rotary, a.q_out + at);
+        continue;
+      }
+      const std::int64_t head = h - a.heads, at = (i * s.kv_heads + head) * hd;
+      std::fill(buffer.begin(), buffer.begin() + 2 * stride, 0.0f);
+      kernels_.rope(a.k + at, hd, a.k_norm, a.eps, cos_sin, a.rotary, k);
+      std::copy_n(a.v + at, hd, v);
+      const bool f16 = s.type == KvType::F16;
+      cache.write(a.layer, a.rows[i].slot, head, a.rows[i].position, f16 ? half(k, k16) : k, f16 ? half(v, v16) : v);
+    }
+  });
+}
+
+void CpuBackend::attention(const AttentionArgs& a) {
+  check(a);
+  const auto& cache = static_cast<const CpuKvCache&>(*a.cache);
+  const KvShape& s = cache.shape();
+  const std::int64_t hd = s.head_dim, pitch = cache.stride() + 2, ratio = a.heads / s.kv_heads;
+  std::int64_t longest = 0;
+  for (std::int64_t i = 0; i < a.m; ++i) longest = std::max<std::int64_t>(longest, a.rows[i].position + 1);
+  const std::int64_t splits = (longest + kAttentionSplit - 1) / kAttentionSplit, heads = a.m * a.heads;
+  const auto row_splits = [&](std::int64_t i) { return (a.rows[i].position + kAttentionSplit) / kAttentionSplit; };
+  const auto attend = [&](std::int64_t i, std::int64_t h, std::int64_t split, float* out) {
+    const std::int64_t end = a.rows[i].position + 1, begin = split * kAttentionSplit, kv = h / ratio;
+    kernels_.attention({a.q + (i * a.heads + h) * hd, cache.keys(a.layer, a.rows[i].slot, kv),
+                        cache.values(a.layer, a.rows[i].slot, kv), hd, cache.stride(), begin,
+                        std::min(end, begin + kAttentionSplit), a.scale, s.type == KvType::F16, out});
+  };
+  // Few rows over a long past: splits are tasks of their own, combined in a second pass. Otherwise
+  // a task is a head of a row. Either way each split, and their order, is the same.
+  const bool spread = splits > 1 && heads < 4 * pool_.size();
+  std::atomic<std::int64_t> next{0};
+  if (spread) {
+    partials_.resize(static_cast<std::size_t>(heads * splits * pitch));
+    pool_.run([&](int) {
+      for (std::int64_t t; (t = next.fetch_add(1)) < heads * splits;)
+        if (t % splits < row_splits(t / splits / a.heads))
+          attend(t / splits / a.heads, t / splits % a.heads, t % splits, partials_.data() + t * pitch);
+    });
+    next = 0;
+  }
+  pool_.run([&](int thread) {
+    std::vector<float>& own = scratch_[static_cast<std::size_t>(thread)];
+    if (!spread && own.size() < static_cast<std::size_t>(splits * pitch)) own.resize(static_cast<std::size_t>(splits * pitch));
+    for (std::int64_t t; (t = next.fetch_add(1)) < heads;) {
+      const std::int64_t i = t / a.heads, h = t % a.heads;
+      const float* parts = spread ? partials_.data() + t * splits * pitch : own.data();
+      if (!spread)
+        for (std::int64_t sp = 0; sp < row_splits(i); ++sp) attend(i, h, sp, own.data() + sp * pitch);
+      kernels_.combine(parts, row_splits(i), pitch, hd, a.out + t * hd);
+    }
+  });
+}
+
+}  // namespace nibble::cpu

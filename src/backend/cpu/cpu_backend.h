@@ -1,0 +1,100 @@
+// The CPU backend. Tests choose the instruction set; users get the best one.
+#pragma once
+#include <memory>
+
+#include "backend/backend.h"
+#include "backend/cpu/kernels.h"
+#include "base/thread_pool.h"
+
+namespace nibble::cpu {
+
+// Page-aligned memory, zero-filled and not resident until touched. Throws Error naming `what` and
+// the size.
+template <class T>
+class Array {
+ public:
+  Array() = default;
+  Array(std::size_t n, const char* what);
+  T* data() { return data_.get(); }
+  const T* data() const { return data_.get(); }
+  std::size_t size() const { return size_; }
+
+ private:
+  std::shared_ptr<T> data_;
+  std::size_t size_ = 0;
+};
+
+class PackedWeight final : public Weight {
+ public:
+  PackedWeight(const WeightSource& source, int pieces, const Kernels& kernels, ThreadPool& pool);
+  const TileWeight& tiles() const { return tiles_; }
+  const KPlan& plan() const { return plan_; }
+  std::int64_t tile_count() const { return (format_.n + kTile - 1) / kTile; }
+  // Row r as fp32, [K].
+  void row(std::int64_t r, float* out) const;
+
+ private:
+  void pack_tile(const Kernels& kernels, std::int64_t tile, const WeightRows& rows, std::int64_t first,
+                 std::int64_t count);
+  KPlan plan_;
+  Array<std::uint8_t> codes_, scales_, offsets_;
+  TileWeight tiles_;
+};
+
+// Keys 16 positions side by side, [layer][slot][head][position / 16][head_dim][16]; values
+// [layer][slot][head][position][head_dim rounded up to 16].
+class CpuKvCache final : public KvCache {
+ public:
+  explicit CpuKvCache(const KvShape& s);
+  void read(std::int64_t layer, std::int64_t slot, std::int64_t head, std::int64_t position, float* k,
+            float* v) const override;
+  // k, v: [stride()] in the cache's type, zeros past head_dim.
+  void write(std::int64_t layer, std::int64_t slot, std::int64_t head, std::int64_t position, const void* k,
+             const void* v);
+  std::int64_t stride() const { return (shape_.head_dim + 15) / 16 * 16; }
+  // First element of a head's keys or values.
+  const void* keys(std::int64_t layer, std::int64_t slot, std::int64_t head) const;
+  const void* values(std::int64_t layer, std::int64_t slot, std::int64_t head) const;
+
+ private:
+  std::int64_t head_index(std::int64_t layer, std::int64_t slot, std::int64_t head) const {
+    return (layer * shape_.slots + slot) * shape_.kv_heads + head;
+  }
+  std::size_t element() const { return shape_.type == KvType::F16 ? 2 : 4; }
+  Array<std::byte> keys_, values_;
+};
+
+class CpuBackend final : public Backend {
+ public:
+  CpuBackend(int threads, Isa isa);
+  ~CpuBackend() override;
+  std::string describe() const override;
+  int threads() const override { return pool_.size(); }
+  Buffer alloc(std::size_t bytes) override;
+  void upload(void* device, const void* host, std::size_t bytes) override;
+  void download(void* host, const void* device, std::size_t bytes) override;
+  std::unique_ptr<Weight> pack(const WeightSource& source, int pieces) override;
+  std::unique_ptr<KvCache> make_kv_cache(const KvShape& shape) override;
+  void gather(const float* src, const std::int32_t* rows, std::int64_t m, std::int64_t width, float* dst) override;
+  void embedding(const EmbeddingArgs& a) override;
+  void linear(const LinearArgs& a) override;
+  void add_rmsnorm_linear(const AddRmsNormLinearArgs& a) override;
+  void rope_cache(const RopeCacheArgs& a) override;
+  void attention(const AttentionArgs& a) override;
+
+ private:
+  struct Rows;
+  void multiply(const Rows& rows, std::int64_t m, std::span<const LinearOutput> outputs, Epilogue epilogue,
+                Activations activations, int thread) const;
+  template <class Prepare>
+  void run_linear(std::int64_t m, std::int64_t k, Activations activations, std::span<const LinearOutput> outputs,
+                  Epilogue epilogue, Prepare&& prepare);
+
+  ThreadPool pool_;
+  const Kernels& kernels_;
+  std::vector<std::unique_ptr<Rows>> rows_;  // per thread; [0] also serves shared preparation
+  std::vector<std::vector<float>> scratch_;  // per thread
+  std::vector<float> partials_;              // attention splits
+};
+
+}  // namespace nibble::cpu

@@ -1,0 +1,93 @@
+// The CPU kernels behind one table an instruction set. Everything here is plain data: kernel files
+// are compiled with their own -m flags and must not instantiate shared inline functions.
+#pragma once
+#include <cstdint>
+
+#include "int4/weight.h"
+#include "ops/activations.h"
+#include "ops/attention.h"
+#include "ops/pieces.h"
+
+namespace nibble::cpu {
+
+inline constexpr int kTile = 16;    // rows of W side by side in one vector
+inline constexpr int kMaxRows = 4;  // rows of x a tile kernel takes at once
+
+// One input row, prepared once: in fp32, or in fixed point as two signed-byte limbs
+// (q = 256 hi + lo; int8 has lo only), padded with zeros to whole chunks.
+struct XRow {
+  float* f = nullptr;            // [padded K]
+  float* fsum = nullptr;         // [chunks] sum of f over a chunk
+  std::int8_t* lo = nullptr;     // [padded K]
+  std::int8_t* hi = nullptr;     // [padded K]
+  std::int16_t* q = nullptr;     // [padded K]
+  std::int32_t* qsum = nullptr;  // [chunks] sum of q over a chunk
+  float* scale = nullptr;        // [blocks]
+};
+
+// A packed matrix: tiles of 16 rows; in a tile, chunks of 32 columns; a chunk holds
+//   int4   4 x 64 bytes: vector v, byte 4r + c = columns 8v + c (low nibble), 8v + 4 + c (high), row r
+//   int8   8 x 64 bytes: vector v, byte 4r + c = column 4v + c, row r
+//   plain  32 x 16 values: column, then row
+// and scales (offsets) are [tile][group][16], fp16 or fp32.
+struct TileWeight {
+  WeightType type = WeightType::Int4;
+  bool scales_f16 = true;
+  const std::uint8_t* codes = nullptr;
+  const std::uint8_t* scales = nullptr;
+  const std::uint8_t* offsets = nullptr;
+  std::int64_t tile_bytes = 0;  // codes of a tile
+  std::int64_t groups = 0;
+  const Unit* units = nullptr;
+  std::int32_t unit_count = 0;
+  int pieces = 1;
+};
+
+// out[m][16] = rows of tile `tile` times x[m], m < rows.
+using TileFn = void (*)(const TileWeight& w, std::int64_t tile, const XRow* x, float* out);
+
+struct AttentionTask {
+  const float* q;       // [head_dim]
+  const void* keys;     // [positions / 16][head_dim][16]
+  const void* values;   // [positions][head_stride]
+  std::int64_t head_dim, head_stride;  // head_stride: head_dim rounded up to 16
+  std::int64_t begin, end;             // positions of this split; begin % 512 == 0
+  float scale;
+  bool f16;
+  float* out;  // [2 + head_stride]: largest score, sum of exp, then the weighted sum of values
+};
+
+struct Kernels {
+  const char* name;
+  TileFn tile[6][3][3];  // [WeightType][Activations][rows: 1, 2, 4]
+
+  // Rounds row x [k] as `plan` blocks it; `fixed`: int16 or int8 limbs; `plain`: fp32 copy.
+  void (*prepare)(const float* x, std::int64_t k, const std::int32_t* block_chunk, std::int32_t blocks,
+                  Activations a, bool fixed, bool plain, const XRow& out);
+  // u = (residual + delta) * rsqrt(mean + eps) * (offset + weight); delta may be null. u: [k].
+  void (*add_rmsnorm)(const float* residual, const float* delta, const float* weight, float offset,
+                      float eps, std::int64_t k, float* u);
+  void (*add)(const float* a, const float* b, std::int64_t n, float* out);  // b may be null
+  void (*swiglu)(const float* gate, const float* up, float* out);           // one tile row: 16 values
+  // RMSNorm (norm may be null) and RoPE of one head: x [head_dim] -> y [head_dim].
+  void (*rope)(const float* x, std::int64_t head_dim, const float* norm, float eps, const float* cos_sin,
+               std::int64_t rotary, float* y);
+  void (*attention)(const AttentionTask& t);
+  // parts: `splits` results of attention(), pitch floats apart -> out [head_dim].
+  void (*combine)(const float* parts, std::int64_t splits, std::int64_t pitch, std::int64_t head_dim,
+                  float* out);
+  void (*to_half)(const float* x, std::int64_t n, std::uint16_t* out);  // n a multiple of 16
+};
+
+enum class Isa : std::uint8_t { Scalar, Avx2, Avx512Vnni };
+inline constexpr int kIsaCount = 3;
+
+bool isa_supported(Isa isa);      // by this build and this CPU
+const Kernels& kernels(Isa isa);  // throws Error when not supported
+Isa best_isa();
+
+const Kernels& scalar_kernels();
+const Kernels& avx2_kernels();
+const Kernels& avx512vnni_kernels();
+
+}  // namespace nibble::cpu

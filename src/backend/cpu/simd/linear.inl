@@ -1,0 +1,117 @@
+// linear, one tile: 16 rows of W, one a lane, times MB rows of x. Included by every instruction
+// set's file after its vector header.
+//
+// Per unit (pieces.h), in ascending order, with one fp32 accumulator a lane and piece:
+//   fixed point   s = sum code * q, an exact integer;   acc = fma(s', wscale * xscale, acc)
+//                 s' = s - 8 sum q (int4), s (int8);    int4-affine adds fma(sum q, offset * xscale, acc)
+//   fp32          s = sum of fma(code', x, s) over the unit's columns; acc = fma(s, wscale, acc)
+//   plain         s as fp32 with the weight's value;    acc = acc + s
+// Pieces are then added as ((01)(23))((45)(67)).
+namespace nibble::cpu {
+namespace {
+
+template <bool kF16>
+inline F load_scale(const std::uint8_t* base, std::int64_t at) {
+  if constexpr (kF16) return f_from_half(reinterpret_cast<const std::uint16_t*>(base) + at);
+  return f_load(reinterpret_cast<const float*>(base) + at);
+}
+inline F load_scale(const TileWeight& w, const std::uint8_t* base, std::int64_t at) {
+  return w.scales_f16 ? load_scale<true>(base, at) : load_scale<false>(base, at);
+}
+
+constexpr int chunk_bytes(WeightType t) {
+  switch (t) {
+    case WeightType::Int4: case WeightType::Int4Aff: return 256;
+    case WeightType::Int8: return 512;
+    case WeightType::F16: case WeightType::BF16: return 1024;
+    default: return 2048;
+  }
+}
+
+// The 16 rows' values (codes, unscaled) in column c of a chunk.
+template <WeightType T>
+inline F column(const std::uint8_t* chunk, int c) {
+  if constexpr (T == WeightType::Int4 || T == WeightType::Int4Aff) {
+    const I v = i_sar(i_load(chunk + c / 8 * 64), c % 4 * 8 + c / 4 % 2 * 4);
+    const I code = i_and(v, i_set1(15));
+    return f_from_i(T == WeightType::Int4 ? i_sub(code, i_set1(8)) : code);
+  } else if constexpr (T == WeightType::Int8) {
+    return f_from_i(i_sar(i_shl(i_load(chunk + c / 4 * 64), 24 - c % 4 * 8), 24));
+  } else if constexpr (T == WeightType::F16) {
+    return f_from_half(reinterpret_cast<const std::uint16_t*>(chunk) + c * 16);
+  } else if constexpr (T == WeightType::BF16) {
+    return f_from_bf16(reinterpret_cast<const std::uint16_t*>(chunk) + c * 16);
+  } else {
+    return f_load(reinterpret_cast<const float*>(chunk) + c * 16);
+  }
+}
+
+template <WeightType T, Activations A, int MB>
+inline void add_unit(const TileWeight& w, const std::uint8_t* codes, const Unit& u, std::int64_t scale_at,
+                     const XRow* x, F* acc) {
+  const std::int64_t k0 = static_cast<std::int64_t>(u.chunk) * kChunk;
+  if constexpr (is_quantised(T) && A != Activations::Fp32) {
+    constexpr int kLimbs = A == Activations::Int16 ? 2 : 1;
+    I s[MB];
+    if constexpr (T == WeightType::Int8)
+      dot_int8<kLimbs, MB>(codes, u.chunks, x, k0, s);
+    else
+      dot_int4<kLimbs, MB>(codes, u.chunks, x, k0, s);
+    const F scale = load_scale(w, w.scales, scale_at);
+    for (int m = 0; m < MB; ++m) {
+      const F xs = f_set1(x[m].scale[u.block]);
+      std::int32_t q = x[m].qsum[u.chunk] + (u.chunks == 2 ? x[m].qsum[u.chunk + 1] : 0);
+      if constexpr (T == WeightType::Int4) s[m] = i_sub(s[m], i_set1(8 * q));
+      acc[m] = f_fma(f_from_i(s[m]), f_mul(scale, xs), acc[m]);
+      if constexpr (T == WeightType::Int4Aff) {
+        const F offset = load_scale(w, w.offsets, scale_at);
+        acc[m] = f_fma(f_set1(static_cast<float>(q)), f_mul(offset, xs), acc[m]);
+      }
+    }
+  } else {
+    F s[MB];
+    for (int m = 0; m < MB; ++m) s[m] = f_zero();
+    for (int c = 0; c < u.chunks * kChunk; ++c) {
+      const F v = column<T>(codes + c / kChunk * chunk_bytes(T), c % kChunk);
+      for (int m = 0; m < MB; ++m) s[m] = f_fma(v, f_set1(x[m].f[k0 + c]), s[m]);
+    }
+    if constexpr (!is_quantised(T)) {
+      for (int m = 0; m < MB; ++m) acc[m] = f_add(acc[m], s[m]);
+    } else {
+      const F scale = load_scale(w, w.scales, scale_at);
+      for (int m = 0; m < MB; ++m) acc[m] = f_fma(s[m], scale, acc[m]);
+      if constexpr (T == WeightType::Int4Aff) {
+        const F offset = load_scale(w, w.offsets, scale_at);
+        for (int m = 0; m < MB; ++m)
+          for (int c = 0; c < u.chunks; ++c) acc[m] = f_fma(f_set1(x[m].fsum[u.chunk + c]), offset, acc[m]);
+      }
+    }
+  }
+}
+
+template <WeightType T, Activations A, int MB>
+void tile(const TileWeight& w, std::int64_t t, const XRow* x, float* out) {
+  const std::uint8_t* codes = w.codes + t * w.tile_bytes;
+  const std::int64_t scales = t * w.groups * kTile;
+  F piece[kRowParallelPieces][MB];
+  F acc[MB];
+  for (int m = 0; m < MB; ++m) acc[m] = f_zero();
+  int p = 0;
+  const auto next_piece = [&] {
+    for (int m = 0; m < MB; ++m) piece[p][m] = acc[m], acc[m] = f_zero();
+    ++p;
+  };
+  for (const Unit* u = w.units; u != w.units + w.unit_count; ++u) {
+    while (p < u->piece) next_piece();
+    add_unit<T, A, MB>(w, codes + static_cast<std::int64_t>(u->chunk) * chunk_bytes(T), *u,
+                       scales + static_cast<std::int64_t>(u->group) * kTile, x, acc);
+  }
+  while (p < w.pieces) next_piece();
+  for (int n = w.pieces; n > 1; n /= 2)
+    for (int i = 0; i < n / 2; ++i)
+      for (int m = 0; m < MB; ++m) piece[i][m] = f_add(piece[2 * i][m], piece[2 * i + 1][m]);
+  for (int m = 0; m < MB; ++m) f_store(out + m * kTile, piece[0][m]);
+}
+
+}  // namespace
+}  // namespace nibble::cpu

@@ -1,0 +1,151 @@
+// Row-wise kernels: rounding of inputs, add + RMSNorm, SwiGLU, RoPE. Sums run in 16 lanes over
+// ascending columns, then the lanes are added as a fixed tree.
+namespace nibble::cpu {
+namespace {
+
+inline F load_tail(const float* p, std::int64_t n) {  // n < 16 values, zeros after
+  float t[16] = {};
+  for (std::int64_t i = 0; i < n; ++i) t[i] = p[i];
+  return f_load(t);
+}
+inline F load_upto(const float* p, std::int64_t n) { return n >= 16 ? f_load(p) : load_tail(p, n); }
+inline void store_upto(float* p, F x, std::int64_t n) {
+  if (n >= 16) return f_store(p, x);
+  float t[16];
+  f_store(t, x);
+  for (std::int64_t i = 0; i < n; ++i) p[i] = t[i];
+}
+
+inline float reduce_add(F x) {
+  float t[16];
+  f_store(t, x);
+  for (int n = 8; n > 0; n /= 2)
+    for (int i = 0; i < n; ++i) t[i] = t[i] + t[i + n];
+  return t[0];
+}
+
+// e^x: 2^n * p(r), r = x - n ln 2 in two steps, p a degree-6 Taylor polynomial on |r| <= ln 2 / 2
+// (error below 2e-7 relative). 0 below -87.3; +inf is never produced: x is cut at 88. NaN stays NaN.
+inline F f_exp(F x) {
+  const F low = f_set1(-87.3f);
+  const F y = f_max(low, f_min(f_set1(88.0f), x));
+  const I n = i_round(f_mul(y, f_set1(1.44269504f)));
+  const F nf = f_from_i(n);
+  F r = f_fma(nf, f_set1(-0.693145752f), y);
+  r = f_fma(nf, f_set1(-1.42860677e-6f), r);
+  F p = f_set1(1.0f / 720);
+  p = f_fma(p, r, f_set1(1.0f / 120));
+  p = f_fma(p, r, f_set1(1.0f / 24));
+  p = f_fma(p, r, f_set1(1.0f / 6));
+  p = f_fma(p, r, f_set1(0.5f));
+  p = f_fma(p, r, f_set1(1.0f));
+  p = f_fma(p, r, f_set1(1.0f));
+  const F e = f_mul(p, f_bits(i_shl(i_add(n, i_set1(127)), 23)));
+  const F finite = f_sub(e, f_if_lt(x, low, e));
+  return f_add(finite, f_sub(y, y));  // y - y is 0, or NaN where x is NaN
+}
+
+void prepare(const float* x, std::int64_t k, const std::int32_t* block_chunk, std::int32_t blocks,
+             Activations a, bool fixed, bool plain, const XRow& out) {
+  const float top = a == Activations::Int8 ? 127.0f : 32512.0f;
+  for (std::int32_t b = 0; b < blocks; ++b) {
+    const std::int64_t first = static_cast<std::int64_t>(block_chunk[b]) * kChunk;
+    const std::int64_t last = static_cast<std::int64_t>(block_chunk[b + 1]) * kChunk;
+    if (plain) {
+      for (std::int64_t c = first; c < last; c += kChunk) {
+        const F u = load_upto(x + c, k - c), v = load_upto(x + c + 16, k - c - 16);
+        f_store(out.f + c, u), f_store(out.f + c + 16, v);
+        out.fsum[c / kChunk] = reduce_add(f_add(u, v));
+      }
+    }
+    if (!fixed) continue;
+    // The largest magnitude by its bits, so that NaN and Inf win and reach the scale.
+    I bits = i_set1(0);
+    for (std::int64_t c = first; c < last; c += 16)
+      bits = i_max(bits, i_and(i_bits(load_upto(x + c, k - c)), i_set1(0x7fffffff)));
+    std::int32_t lane[16];
+    i_store(lane, bits);
+    for (int i = 1; i < 16; ++i) lane[0] = lane[i] > lane[0] ? lane[i] : lane[0];
+    float largest;
+    __builtin_memcpy(&largest, lane, 4);
+    const bool tiny = largest < 1e-30f;  // 1 / largest would overflow
+    out.scale[b] = tiny ? 0.0f : largest / top;
+    const F inv = f_set1(tiny ? 0.0f : top / largest);
+    for (std::int64_t c = first; c < last; c += kChunk) {
+      I sum = i_set1(0);
+      for (int h = 0; h < kChunk; h += 16) {
+        const I q = i_round(f_mul(load_upto(x + c + h, k - c - h), inv));
+        sum = i_add(sum, q);
+        i_store16(out.q + c + h, q);
+        if (a == Activations::Int8) {
+          i_store8(out.lo + c + h, q);
+        } else {
+          const I hi = i_sar(i_add(q, i_set1(128)), 8);
+          i_store8(out.hi + c + h, hi);
+          i_store8(out.lo + c + h, i_sub(q, i_shl(hi, 8)));
+        }
+      }
+      std::int32_t s[16];
+      i_store(s, sum);
+      for (int i = 1; i < 16; ++i) s[0] = static_cast<std::int32_t>(static_cast<std::uint32_t>(s[0]) + static_cast<std::uint32_t>(s[i]));
+      out.qsum[c / kChunk] = s[0];
+    }
+  }
+}
+
+void add_rmsnorm(const float* residual, const float* delta, const float* weight, float offset, float eps,
+                 std::int64_t k, float* u) {
+  F squares = f_zero();
+  for (std::int64_t c = 0; c < k; c += 16) {
+    F h = load_upto(residual + c, k - c);
+    if (delta != nullptr) h = f_add(h, load_upto(delta + c, k - c));
+    squares = f_fma(h, h, squares);
+    store_upto(u + c, h, k - c);
+  }
+  const F inv = f_set1(1.0f / __builtin_sqrtf(reduce_add(squares) / static_cast<float>(k) + eps));
+  for (std::int64_t c = 0; c < k; c += 16) {
+    const F g = f_add(load_upto(weight + c, k - c), f_set1(offset));
+    store_upto(u + c, f_mul(f_mul(load_upto(u + c, k - c), inv), g), k - c);
+  }
+}
+
+void add(const float* a, const float* b, std::int64_t n, float* out) {
+  for (std::int64_t c = 0; c < n; c += 16) {
+    const F x = load_upto(a + c, n - c);
+    store_upto(out + c, b != nullptr ? f_add(x, load_upto(b + c, n - c)) : x, n - c);
+  }
+}
+
+void swiglu(const float* gate, const float* up, float* out) {
+  const F g = f_load(gate), one = f_set1(1.0f);
+  const F silu = f_div(g, f_add(one, f_exp(f_sub(f_zero(), g))));
+  f_store(out, f_mul(silu, f_load(up)));
+}
+
+void rope(const float* x, std::int64_t head_dim, const float* norm, float eps, const float* cos_sin,
+          std::int64_t rotary, float* y) {
+  F squares = f_zero();
+  for (std::int64_t d = 0; d < head_dim; d += 16) {
+    const F v = load_upto(x + d, head_dim - d);
+    squares = f_fma(v, v, squares);
+  }
+  const F inv = f_set1(1.0f / __builtin_sqrtf(reduce_add(squares) / static_cast<float>(head_dim) + eps));
+  for (std::int64_t d = 0; d < head_dim; d += 16) {
+    F v = load_upto(x + d, head_dim - d);
+    if (norm != nullptr) v = f_mul(f_mul(v, inv), load_upto(norm + d, head_dim - d));
+    store_upto(y + d, v, head_dim - d);
+  }
+  const std::int64_t half = rotary / 2;
+  for (std::int64_t d = 0; d < half; ++d) {
+    const float c = cos_sin[2 * d], s = cos_sin[2 * d + 1], a = y[d], b = y[d + half];
+    y[d] = a * c - b * s;
+    y[d + half] = b * c + a * s;
+  }
+}
+
+void to_half(const float* x, std::int64_t n, std::uint16_t* out) {
+  for (std::int64_t i = 0; i < n; i += 16) f_store_half(out + i, f_load(x + i));
+}
+
+}  // namespace
+}  // namespace nibble::cpu

@@ -1,0 +1,12 @@
+#include "backend/cpu/simd/scalar.h"
+#include "backend/cpu/simd/linear.inl"
+#include "backend/cpu/simd/rowwise.inl"
+#include "backend/cpu/simd/attention.inl"
+#include "backend/cpu/simd/table.inl"
+
+namespace nibble::cpu {
+const Kernels& scalar_kernels() {
+  static constexpr Kernels table = make_table("scalar");
+  return table;
+}
+}  // namespace nibble::cpu

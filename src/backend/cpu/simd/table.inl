@@ -1,0 +1,33 @@
+// The table of one instruction set: run-time values become template arguments here.
+namespace nibble::cpu {
+namespace {
+
+template <WeightType T, Activations A>
+constexpr void fill(TileFn (&row)[3]) {
+  row[0] = tile<T, A, 1>, row[1] = tile<T, A, 2>, row[2] = tile<T, A, 4>;
+}
+template <WeightType T>
+constexpr void fill(Kernels& k) {
+  auto& by_activation = k.tile[static_cast<int>(T)];
+  if constexpr (is_quantised(T)) {
+    fill<T, Activations::Int16>(by_activation[0]);
+    fill<T, Activations::Int8>(by_activation[1]);
+    fill<T, Activations::Fp32>(by_activation[2]);
+  } else {  // plain weights take x in fp32 whatever the mode
+    for (auto& row : by_activation) fill<T, Activations::Fp32>(row);
+  }
+}
+
+constexpr Kernels make_table(const char* name) {
+  Kernels k{name, {}, prepare, add_rmsnorm, add, swiglu, rope, attention, combine, to_half};
+  fill<WeightType::Int4>(k);
+  fill<WeightType::Int4Aff>(k);
+  fill<WeightType::Int8>(k);
+  fill<WeightType::F16>(k);
+  fill<WeightType::BF16>(k);
+  fill<WeightType::F32>(k);
+  return k;
+}
+
+}  // namespace
+}  // namespace nibble::cpu

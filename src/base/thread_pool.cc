@@ -1,0 +1,100 @@
+#include "base/thread_pool.h"
+
+#include <pthread.h>
+#include <sched.h>
+
+#include <algorithm>
+
+#include "base/error.h"
+
+namespace nibble {
+namespace {
+
+constexpr int kSpins = 4000;  // about 20 us: longer than the serial part between two operations
+
+void pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#endif
+}
+
+std::vector<int> allowed_cores() {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  std::vector<int> cores;
+  if (::sched_getaffinity(0, sizeof set, &set) == 0)
+    for (int c = 0; c < CPU_SETSIZE; ++c)
+      if (CPU_ISSET(c, &set)) cores.push_back(c);
+  return cores;
+}
+
+}  // namespace
+
+int available_cores() { return std::max<int>(1, static_cast<int>(allowed_cores().size())); }
+
+ThreadPool::ThreadPool(int threads) : size_(threads == 0 ? available_cores() : threads) {
+  require(size_ > 0 && size_ <= 1024, "threads: expected 1 to 1024, got {}", threads);
+  const std::vector<int> cores = allowed_cores();
+  for (int t = 1; t < size_; ++t) {
+    workers_.emplace_back([this, t] { work(t); });
+    if (static_cast<std::size_t>(size_) > cores.size()) continue;  // oversubscribed: let them float
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    CPU_SET(cores[static_cast<std::size_t>(t)], &set);
+    ::pthread_setaffinity_np(workers_.back().native_handle(), sizeof set, &set);
+  }
+}
+
+ThreadPool::~ThreadPool() {
+  stop_.store(true, std::memory_order_relaxed);
+  epoch_.fetch_add(1, std::memory_order_release);
+  epoch_.notify_all();
+  for (std::thread& w : workers_) w.join();
+}
+
+void ThreadPool::invoke(int thread) {
+  try {
+    call_(f_, thread);
+  } catch (...) {
+    const std::lock_guard lock(error_mutex_);
+    if (!error_) error_ = std::current_exception();
+  }
+}
+
+void ThreadPool::dispatch(Call call, void* f) {
+  call_ = call, f_ = f;
+  pending_.store(size_ - 1, std::memory_order_relaxed);
+  epoch_.fetch_add(1, std::memory_order_release);
+  if (size_ > 1) epoch_.notify_all();
+  invoke(0);
+  for (int spin = 0;; ++spin) {
+    const int left = pending_.load(std::memory_order_acquire);
+    if (left == 0) break;
+    if (spin < kSpins)
+      pause();
+    else
+      pending_.wait(left, std::memory_order_acquire);
+  }
+  if (error_) {
+    const std::exception_ptr e = std::exchange(error_, nullptr);
+    std::rethrow_exception(e);
+  }
+}
+
+void ThreadPool::work(int thread) {
+  std::uint32_t seen = 0;
+  for (;;) {
+    for (int spin = 0; epoch_.load(std::memory_order_acquire) == seen; ++spin) {
+      if (spin < kSpins)
+        pause();
+      else
+        epoch_.wait(seen, std::memory_order_acquire);
+    }
+    ++seen;  // dispatch() waits for every worker, so no epoch is ever missed
+    if (stop_.load(std::memory_order_relaxed)) return;
+    invoke(thread);
+    if (pending_.fetch_sub(1, std::memory_order_acq_rel) == 1) pending_.notify_one();
+  }
+}
+
+}  // namespace nibble
