@@ -1,0 +1,17 @@
+# Fails when an object of src/backend/cpu/simd defines a weak (shareable) symbol.
+set(checked 0)
+foreach(object ${objects})
+  if(object MATCHES "/cpu/simd/")
+    execute_process(COMMAND ${nm} --defined-only -C ${object} OUTPUT_VARIABLE symbols
+      COMMAND_ERROR_IS_FATAL ANY)
+    string(REGEX MATCHALL "[0-9a-f]+ [WVu] [^\n]*" shared "${symbols}")
+    if(shared)
+      message(FATAL_ERROR "${object} defines functions the linker may share:\n${shared}")
+    endif()
+    math(EXPR checked "${checked} + 1")
+  endif()
+endforeach()
+if(checked EQUAL 0)
+  message(FATAL_ERROR "no object of src/backend/cpu/simd was given")
+endif()
+message(STATUS "${checked} objects, no shared symbol")
