@@ -26,8 +26,8 @@ struct TensorInfo {
 };
 
 struct OpenOptions {
-  // GGUF types without kernels (Q5_0, Q5_1, Q4_K, Q5_K, Q6_K): keep them as fp16 values instead
-  // of requantising them (to int8 group 32 for 5 and 6 bits, int4 for 4).
+  // GGUF Q5_1, Q5_K and Q6_K fit no kernel: requantised to int8 group 32, or with this rounded to
+  // fp16. (The other types run exactly as stored, Q5_0 as int8 and Q4_K as affine int4.)
   bool keep_16bit = false;
 };
 

@@ -24,7 +24,7 @@ struct ModelConfig {
   bool qkv_bias = false, o_bias = false, qk_norm = false;
 };
 
-struct GenerationConfig {  // generation_config.json, or the GGUF's metadata
+struct GenerationConfig {         // generation_config.json, or the GGUF's metadata
   std::vector<std::int32_t> eos;  // every id that ends a turn (union of all sources)
   std::int32_t bos = -1;          // -1: none
   // Unset: the file gives none and the command's own defaults hold.

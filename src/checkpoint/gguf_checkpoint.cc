@@ -1,0 +1,227 @@
+// A GGUF file behind the Checkpoint interface.
+#include <algorithm>
+#include <map>
+#include <utility>
+
+#include "base/error.h"
+#include "base/half.h"
+#include "checkpoint/gguf.h"
+#include "checkpoint/gguf_model.h"
+#include "checkpoint/names.h"
+#include "checkpoint/reader.h"
+#include "checkpoint/values.h"
+
+namespace nibble {
+namespace {
+
+// Row order of a tensor. llama-architecture files store the rows of q and k for interleaved RoPE:
+// within a head of `head_dim` rows, Hugging Face's row i of half h lies at 2i + h.
+struct RowOrder {
+  std::int64_t head_dim = 0;  // 0: as stored
+  std::int64_t stored(std::int64_t row) const {
+    if (head_dim == 0) return row;
+    const std::int64_t in_head = row % head_dim, half = head_dim / 2;
+    return row - in_head + 2 * (in_head % half) + in_head / half;
+  }
+};
+
+class GgufWeight : public WeightSource {
+ public:
+  // as: what the rows become: type.runs_as, or F16 to keep a requantised type in 16 bit.
+  GgufWeight(std::string name, const GgufTensor& t, WeightType as, RowOrder order,
+             std::shared_ptr<const Blob> file)
+      : WeightSource(std::move(name), {as, t.shape[0], t.columns(), is_quantised(as) ? 32 : 0,
+                                       !is_quantised(as) || t.type->scales_are_f16}),
+        tensor_(t),
+        order_(order),
+        file_(std::move(file)) {}
+
+  void read(std::int64_t row, std::int64_t count, WeightRows& out) const override {
+    const auto k = static_cast<std::size_t>(format_.k), n = static_cast<std::size_t>(count);
+    const bool quantised = is_quantised(format_.type);
+    const std::size_t groups = quantised ? n * (k / 32) : 0;
+    out.codes.resize(quantised ? n * k : 0);
+    out.scales.resize(groups);
+    out.offsets.resize(format_.type == WeightType::Int4Aff ? groups : 0);
+    out.values.resize(quantised ? 0 : n * k);
+    std::vector<float> decoded(tensor_.type->requantised() ? k : 0);
+    for (std::size_t r = 0; r < n; ++r) read_row(row, r, decoded, out);
+    require(all_finite(out.scales.data(), groups) &&
+                all_finite(out.offsets.data(), out.offsets.size()) &&
+                all_finite(out.values.data(), out.values.size()),
+            "{}: tensor {}: a {} in rows {}..{} is not finite; the file is damaged", file_->name(),
+            quote(tensor_.name), quantised ? "scale" : "value", row, row + count - 1);
+  }
+
+  void release(std::int64_t row, std::int64_t count) const override {
+    std::int64_t first = row, last = row + count;
+    if (order_.head_dim > 0) {  // whole heads
+      first -= first % order_.head_dim;
+      last = std::min(format_.n, (last + order_.head_dim - 1) / order_.head_dim * order_.head_dim);
+    }
+    const auto stride = static_cast<std::size_t>(tensor_.row_bytes());
+    file_->release(tensor_.data.subspan(static_cast<std::size_t>(first) * stride,
+                                        static_cast<std::size_t>(last - first) * stride));
+  }
+
+ private:
+  // Row `first + r` into place r of `out`.
+  void read_row(std::int64_t first, std::size_t r, std::vector<float>& decoded,
+                WeightRows& out) const {
+    const BlockType& type = *tensor_.type;
+    const auto k = static_cast<std::size_t>(format_.k), groups = k / 32;
+    const std::byte* src =
+        tensor_.data.data() +
+        order_.stored(first + static_cast<std::int64_t>(r)) * tensor_.row_bytes();
+    const std::int64_t blocks = format_.k / type.values;
+    if (type.split != nullptr) {
+      type.split(src, blocks, &out.codes[r * k], &out.scales[r * groups],
+                 out.offsets.empty() ? nullptr : &out.offsets[r * groups]);
+    } else if (!type.requantised()) {
+      type.decode(src, blocks, &out.values[r * k]);
+    } else {
+      type.decode(src, blocks, decoded.data());
+      require(all_finite(decoded.data(), k),
+              "{}: tensor {}: a value in row {} is not finite; the "
+              "file is damaged",
+              file_->name(), quote(tensor_.name), first + static_cast<std::int64_t>(r));
+      if (format_.type == WeightType::Int8)
+        requantise_int8(decoded.data(), k, &out.codes[r * k], &out.scales[r * groups]);
+      else
+        for (std::size_t i = 0; i < k; ++i)
+          out.values[r * k + i] = widen_half(float_to_half(decoded[i]));
+    }
+  }
+
+  GgufTensor tensor_;
+  RowOrder order_;
+  std::shared_ptr<const Blob> file_;
+};
+
+class GgufCheckpoint : public Checkpoint {
+ public:
+  GgufCheckpoint(std::shared_ptr<const Blob> file, const OpenOptions& options)
+      : file_(std::move(file)),
+        options_(options),
+        gguf_(file_->bytes(), file_->name()),
+        config_(gguf_config(gguf_)),
+        generation_(gguf_generation(gguf_)) {
+    for (const GgufTensor& t : gguf_.tensors()) {
+      if (t.name == "rope_freqs.weight") continue;  // part of the configuration
+      const std::string name = gguf_to_hf_name(t.name);
+      require(!name.empty(),
+              "{}: tensor {} has no place in a {} model; this variant is not supported",
+              file_->name(), quote(t.name), config_.architecture);
+      by_name_.emplace(name, &t);
+    }
+  }
+
+  std::string format() const override { return fmt::format("gguf v{}", gguf_.version()); }
+  const ModelConfig& config() const override { return config_; }
+  const GenerationConfig& generation() const override { return generation_; }
+
+  std::vector<TensorInfo> tensors() const override {
+    std::vector<TensorInfo> list;
+    for (const auto& [name, t] : by_name_)
+      list.push_back({name,
+                      std::string(t->type->name),
+                      {t->shape.begin(), t->shape.begin() + t->rank},
+                      t->data.size(),
+                      note(*t)});
+    return list;
+  }
+
+  bool has(std::string_view name) const override { return by_name_.contains(name); }
+
+  std::unique_ptr<WeightSource> weight(std::string_view name, std::int64_t n,
+                                       std::int64_t k) const override {
+    const GgufTensor& t = required(name);
+    require(t.rank == 2 && t.shape[0] == n && t.shape[1] == k,
+            "{}: tensor {}: expected [{}, {}], got [{}]", file_->name(), quote(t.name), n, k,
+            fmt::join(t.shape.begin(), t.shape.begin() + t.rank, ", "));
+    return std::make_unique<GgufWeight>(std::string(name), t, runs_as(t), row_order(name, t),
+                                        file_);
+  }
+
+  std::vector<float> vector(std::string_view name, std::int64_t size) const override {
+    const GgufTensor& t = required(name);
+    require(t.rank == 1 && t.shape[0] == size, "{}: tensor {}: expected [{}], got [{}]",
+            file_->name(), quote(t.name), size,
+            fmt::join(t.shape.begin(), t.shape.begin() + t.rank, ", "));
+    std::vector<float> stored(static_cast<std::size_t>(size)), v(stored.size());
+    decode_blocks(*t.type, t.data.data(), size / t.type->values, stored.data());
+    require(all_finite(stored.data(), stored.size()),
+            "{}: tensor {}: a value is not finite (NaN or Inf); the file is damaged", file_->name(),
+            quote(t.name));
+    const RowOrder order = row_order(name, t);
+    for (std::int64_t i = 0; i < size; ++i)
+      v[static_cast<std::size_t>(i)] = stored[static_cast<std::size_t>(order.stored(i))];
+    return v;
+  }
+
+  std::optional<TokenizerSpec> tokenizer() const override { return gguf_tokenizer(gguf_); }
+  std::optional<std::string> chat_template() const override {
+    const auto t = gguf_.string("tokenizer.chat_template");
+    return t ? std::optional<std::string>(*t) : std::nullopt;
+  }
+
+  std::vector<std::string> notices() const override {
+    std::map<std::string_view, std::pair<int, std::string>> types;
+    for (const auto& [name, t] : by_name_)
+      if (auto text = note(*t); !text.empty()) {
+        auto& [count, line] = types[t->type->name];
+        ++count;
+        line = std::move(text);
+      }
+    std::vector<std::string> lines;
+    for (const auto& [type, found] : types)
+      lines.push_back(fmt::format("{} tensor{} stored as {}: {}", found.first,
+                                  found.first == 1 ? "" : "s", type, found.second));
+    return lines;
+  }
+
+ private:
+  const GgufTensor& required(std::string_view name) const {
+    const auto it = by_name_.find(name);
+    require(it != by_name_.end(), "{}: tensor {} is missing; the file is incomplete", file_->name(),
+            quote(name));
+    return *it->second;
+  }
+
+  WeightType runs_as(const GgufTensor& t) const {
+    return t.type->requantised() && options_.keep_16bit ? WeightType::F16 : t.type->runs_as;
+  }
+
+  std::string note(const GgufTensor& t) const {
+    if (t.rank < 2 || !t.type->requantised()) return "";
+    return options_.keep_16bit ? "rounded to fp16 at load" : "requantised to int8 group 32 at load";
+  }
+
+  RowOrder row_order(std::string_view name, const GgufTensor& t) const {
+    const bool permuted = config_.architecture == "llama" &&
+                          (name.find(".self_attn.q_proj.") != std::string_view::npos ||
+                           name.find(".self_attn.k_proj.") != std::string_view::npos);
+    if (!permuted) return {};
+    require(t.shape[0] % config_.head_dim == 0,
+            "{}: tensor {}: {} rows are no multiple of the head "
+            "dimension {}",
+            file_->name(), quote(t.name), t.shape[0], config_.head_dim);
+    return {config_.head_dim};
+  }
+
+  std::shared_ptr<const Blob> file_;
+  OpenOptions options_;
+  Gguf gguf_;
+  ModelConfig config_;
+  GenerationConfig generation_;
+  std::map<std::string, const GgufTensor*, std::less<>> by_name_;  // Hugging Face name
+};
+
+}  // namespace
+
+std::unique_ptr<Checkpoint> open_gguf(std::shared_ptr<const Blob> file,
+                                      const OpenOptions& options) {
+  return std::make_unique<GgufCheckpoint>(std::move(file), options);
+}
+
+}  // namespace nibble
