@@ -11,14 +11,16 @@
 namespace nibble::int4 {
 
 // Round-to-nearest by the GGML Q4_0 rule: m = signed element of largest magnitude (first on a
-// tie), d = m / -8 in fp32, code = clamp(trunc(x / d + 8.5), 0, 15). d = 0 gives code 8.
-// x: n values, n = group. Returns the stored scale's fp16 bits; value = (code - 8) * scale.
+// tie), d = m / -8 in fp32, code = clamp(trunc(x * (1 / d) + 8.5), 0, 15). d = 0 gives code 8.
+// x: n finite values, n = group. Returns the stored scale's fp16 bits, infinite when d is too large
+// for fp16; value = (code - 8) * scale.
 inline std::uint16_t quantise_group(const float* x, int n, std::uint8_t* codes) {
   float m = 0;
   for (int i = 0; i < n; ++i)
     if (std::fabs(x[i]) > std::fabs(m)) m = x[i];
   const float d = m / -8.0f;
-  const float inv = d != 0 ? 1.0f / d : 0.0f;
+  // A subnormal d, whose reciprocal may be infinite, is stored as scale 0 like d = 0.
+  const float inv = std::fabs(d) >= 0x1p-126f ? 1.0f / d : 0.0f;
   for (int i = 0; i < n; ++i)
     codes[i] = static_cast<std::uint8_t>(std::clamp(static_cast<int>(x[i] * inv + 8.5f), 0, 15));
   return float_to_half(d);
