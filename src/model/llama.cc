@@ -9,6 +9,7 @@
 #include <string>
 
 #include "model/model.h"
+#include "ops/pieces.h"
 
 namespace nibble {
 namespace {
