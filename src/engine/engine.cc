@@ -56,7 +56,7 @@ Engine::Engine(const Checkpoint& checkpoint, const EngineOptions& options) : imp
   impl_->context = options.context > 0 ? options.context : std::min(c.max_position, kDefaultContext);
   const KvShape kv{.layers = c.layers, .slots = options.slots, .kv_heads = c.kv_heads, .head_dim = c.head_dim,
                    .context = impl_->context,
-                   .type = options.activations == Activations::Fp32 ? KvType::F32 : KvType::F16};
+                   .type = options.activations == Activations::Fp32 ? KvType::F32 : KvType::I16};
   const std::uint64_t weights = estimate_weight_bytes(checkpoint), available = available_memory();
   require(weights + kv.bytes() <= available,
           "not enough memory: weights {:.2f} GB and KV cache {:.2f} GB ({} slots of {} positions) are needed, {:.2f} GB "

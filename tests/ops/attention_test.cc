@@ -91,10 +91,33 @@ TEST_P(AttentionTest, MatchesReferenceAndBitsAgree) {
 }
 
 INSTANTIATE_TEST_SUITE_P(All, AttentionTest,
-                         testing::Values(Case{3, 1, 64, 150, KvType::F32, false}, Case{9, 3, 64, 70, KvType::F16, false},
-                                         Case{4, 4, 8, 65, KvType::F32, true}, Case{6, 2, 72, 64, KvType::F16, true},
-                                         Case{7, 1, 128, 33, KvType::F32, false}, Case{8, 2, 256, 66, KvType::F16, true},
+                         testing::Values(Case{3, 1, 64, 150, KvType::F32, false}, Case{9, 3, 64, 70, KvType::I16, false},
+                                         Case{4, 4, 8, 65, KvType::F32, true}, Case{6, 2, 72, 64, KvType::I16, true},
+                                         Case{7, 1, 128, 33, KvType::F32, false}, Case{8, 2, 256, 66, KvType::I16, true},
                                          Case{2, 1, 16, 1100, KvType::F32, false}));
+
+// A sequence that met NaN leaves nothing behind for the next one in its slot.
+TEST(Attention, ForgetsAnEarlierSequencesNaN) {
+  for (const KvType type : {KvType::I16, KvType::F32})
+    for (const auto& b : harness::backends()) {
+      const auto cache = b->make_kv_cache({.layers = 1, .slots = 1, .kv_heads = 1, .head_dim = 16, .context = 64, .type = type});
+      std::vector<float> x = random_floats(16, 1), cs(16, 0.5f), q(16), out(16);
+      const auto step = [&](std::int32_t position) {
+        const RowPlace row{0, position};
+        b->rope_cache({.q = x.data(), .k = x.data(), .v = x.data(), .cos_sin = cs.data(), .m = 1, .heads = 1, .rotary = 16,
+                       .rows = &row, .cache = cache.get(), .q_out = q.data()});
+        b->attention({.q = q.data(), .m = 1, .heads = 1, .scale = 1, .rows = &row, .cache = cache.get(), .out = out.data()});
+      };
+      step(0);
+      const std::vector<float> want = out, good = x;
+      x.assign(16, NAN);
+      for (std::int32_t p = 0; p < 64; ++p) step(p);
+      EXPECT_TRUE(std::isnan(out[0]));
+      x = good;
+      step(0);
+      EXPECT_TRUE(same_bits(out, want)) << b->describe();
+    }
+}
 
 TEST(Attention, RefusesBadArguments) {
   cpu::CpuBackend& b = *harness::backends()[0];

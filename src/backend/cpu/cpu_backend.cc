@@ -183,16 +183,10 @@ void CpuBackend::rope_cache(const RopeCacheArgs& a) {
   auto& cache = static_cast<CpuKvCache&>(*a.cache);
   const KvShape& s = cache.shape();
   const std::int64_t hd = s.head_dim, heads = a.heads + s.kv_heads, stride = cache.stride();
-  const auto half = [&](const float* x, std::vector<std::uint16_t>& out) {
-    kernels_.to_half(x, stride, out.data());
-    return static_cast<const void*>(out.data());
-  };
   pool_.run([&](int thread) {
     std::vector<float>& buffer = scratch_[static_cast<std::size_t>(thread)];
     if (buffer.size() < static_cast<std::size_t>(2 * stride)) buffer.resize(static_cast<std::size_t>(2 * stride));
     float *k = buffer.data(), *v = k + stride;
-    thread_local std::vector<std::uint16_t> k16, v16;
-    k16.resize(static_cast<std::size_t>(stride)), v16.resize(static_cast<std::size_t>(stride));
     const Part p = part(a.m * heads, thread, pool_.size());
     for (std::int64_t task = p.begin; task < p.end; ++task) {
       const std::int64_t i = task / heads, h = task % heads;
@@ -206,8 +200,7 @@ void CpuBackend::rope_cache(const RopeCacheArgs& a) {
       std::fill(buffer.begin(), buffer.begin() + 2 * stride, 0.0f);
       kernels_.rope(a.k + at, hd, a.k_norm, a.eps, cos_sin, a.rotary, k);
       std::copy_n(a.v + at, hd, v);
-      const bool f16 = s.type == KvType::F16;
-      cache.write(a.layer, a.rows[i].slot, head, a.rows[i].position, f16 ? half(k, k16) : k, f16 ? half(v, v16) : v);
+      cache.write(kernels_, a.layer, a.rows[i].slot, head, a.rows[i].position, k, v);
     }
   });
 }
@@ -225,7 +218,9 @@ void CpuBackend::attention(const AttentionArgs& a) {
     const std::int64_t end = a.rows[i].position + 1, begin = split * kAttentionSplit, kv = h / ratio;
     kernels_.attention({a.q + (i * a.heads + h) * hd, cache.keys(a.layer, a.rows[i].slot, kv),
                         cache.values(a.layer, a.rows[i].slot, kv), hd, cache.stride(), begin,
-                        std::min(end, begin + kAttentionSplit), a.scale, s.type == KvType::F16, out});
+                        std::min(end, begin + kAttentionSplit), a.scale, s.type == KvType::I16,
+                        cache.key_scales(a.layer, a.rows[i].slot, kv), cache.value_scales(a.layer, a.rows[i].slot, kv),
+                        out});
   };
   // Few rows over a long past: splits are tasks of their own, combined in a second pass. Otherwise
   // a task is a head of a row. Either way each split, and their order, is the same.

@@ -48,20 +48,27 @@ class CpuKvCache final : public KvCache {
   explicit CpuKvCache(const KvShape& s);
   void read(std::int64_t layer, std::int64_t slot, std::int64_t head, std::int64_t position, float* k,
             float* v) const override;
-  // k, v: [stride()] in the cache's type, zeros past head_dim.
-  void write(std::int64_t layer, std::int64_t slot, std::int64_t head, std::int64_t position, const void* k,
-             const void* v);
+  // k, v: [stride()], zeros past head_dim. Rounds them to the cache's type.
+  void write(const Kernels& kernels, std::int64_t layer, std::int64_t slot, std::int64_t head, std::int64_t position,
+             const float* k, const float* v);
   std::int64_t stride() const { return (shape_.head_dim + 15) / 16 * 16; }
   // First element of a head's keys or values.
   const void* keys(std::int64_t layer, std::int64_t slot, std::int64_t head) const;
   const void* values(std::int64_t layer, std::int64_t slot, std::int64_t head) const;
+  const float* key_scales(std::int64_t layer, std::int64_t slot, std::int64_t head) const {
+    return key_scales_.data() + head_index(layer, slot, head) * shape_.padded_context();
+  }
+  const float* value_scales(std::int64_t layer, std::int64_t slot, std::int64_t head) const {
+    return value_scales_.data() + head_index(layer, slot, head) * shape_.padded_context();
+  }
 
  private:
   std::int64_t head_index(std::int64_t layer, std::int64_t slot, std::int64_t head) const {
     return (layer * shape_.slots + slot) * shape_.kv_heads + head;
   }
-  std::size_t element() const { return shape_.type == KvType::F16 ? 2 : 4; }
+  std::size_t element() const { return shape_.type == KvType::I16 ? 2 : 4; }
   Array<std::byte> keys_, values_;
+  Array<float> key_scales_, value_scales_;  // I16 only, by position
 };
 
 class CpuBackend final : public Backend {

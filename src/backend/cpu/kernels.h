@@ -53,7 +53,9 @@ struct AttentionTask {
   std::int64_t head_dim, head_stride;  // head_stride: head_dim rounded up to 16
   std::int64_t begin, end;             // positions of this split; begin % 512 == 0
   float scale;
-  bool f16;
+  bool fixed;                 // int16 keys and values, with the scales below; else fp32
+  const float* key_scales;    // [positions]
+  const float* value_scales;  // [positions]
   float* out;  // [2 + head_stride]: largest score, sum of exp, then the weighted sum of values
 };
 
@@ -76,6 +78,8 @@ struct Kernels {
   // parts: `splits` results of attention(), pitch floats apart -> out [head_dim].
   void (*combine)(const float* parts, std::int64_t splits, std::int64_t pitch, std::int64_t head_dim,
                   float* out);
+  // out = x / scale rounded, scale = largest magnitude / 32512. n a multiple of 16.
+  void (*to_int16)(const float* x, std::int64_t n, std::int16_t* out, float* scale);
   void (*to_half)(const float* x, std::int64_t n, std::uint16_t* out);  // n a multiple of 16
 };
 

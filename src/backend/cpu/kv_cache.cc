@@ -1,7 +1,6 @@
-#include <cstring>
+#include <algorithm>
 
 #include "backend/cpu/cpu_backend.h"
-#include "base/half.h"
 
 namespace nibble::cpu {
 
@@ -9,8 +8,7 @@ CpuKvCache::CpuKvCache(const KvShape& s) : KvCache(s) {
   const auto positions = static_cast<std::size_t>(s.layers * s.slots * s.kv_heads * s.padded_context());
   keys_ = {positions * static_cast<std::size_t>(s.head_dim) * element(), "the KV cache"};
   values_ = {positions * static_cast<std::size_t>(stride()) * element(), "the KV cache"};
-  // What lies past a sequence's end is read and masked: it must be finite, and is (zeros, or an
-  // earlier sequence's values).
+  if (s.type == KvType::I16) key_scales_ = {positions, "the KV cache"}, value_scales_ = {positions, "the KV cache"};
 }
 
 const void* CpuKvCache::keys(std::int64_t layer, std::int64_t slot, std::int64_t head) const {
@@ -22,34 +20,37 @@ const void* CpuKvCache::values(std::int64_t layer, std::int64_t slot, std::int64
          static_cast<std::size_t>(head_index(layer, slot, head) * shape_.padded_context() * stride()) * element();
 }
 
-void CpuKvCache::write(std::int64_t layer, std::int64_t slot, std::int64_t head, std::int64_t position,
-                       const void* k, const void* v) {
-  const std::int64_t hd = shape_.head_dim, key = position / 16 * 16 * hd + position % 16;
-  const auto store = [&](auto* keys, auto* values, const auto* kin) {
-    for (std::int64_t d = 0; d < hd; ++d) keys[key + d * 16] = kin[d];
-    std::memcpy(values + position * stride(), v, static_cast<std::size_t>(stride()) * sizeof *values);
-  };
+void CpuKvCache::write(const Kernels& kernels, std::int64_t layer, std::int64_t slot, std::int64_t head,
+                       std::int64_t position, const float* k, const float* v) {
+  const std::int64_t hd = shape_.head_dim, key = position / 16 * 16 * hd + position % 16, value = position * stride();
   void* ks = const_cast<void*>(keys(layer, slot, head));
   void* vs = const_cast<void*>(values(layer, slot, head));
-  if (shape_.type == KvType::F16)
-    store(static_cast<std::uint16_t*>(ks), static_cast<std::uint16_t*>(vs), static_cast<const std::uint16_t*>(k));
-  else
-    store(static_cast<float*>(ks), static_cast<float*>(vs), static_cast<const float*>(k));
+  if (shape_.type == KvType::F32) {
+    for (std::int64_t d = 0; d < hd; ++d) static_cast<float*>(ks)[key + d * 16] = k[d];
+    std::copy_n(v, stride(), static_cast<float*>(vs) + value);
+    return;
+  }
+  std::int16_t rounded[512];  // check() bounds head_dim
+  const std::int64_t at = head_index(layer, slot, head) * shape_.padded_context() + position;
+  kernels.to_int16(k, stride(), rounded, key_scales_.data() + at);
+  for (std::int64_t d = 0; d < hd; ++d) static_cast<std::int16_t*>(ks)[key + d * 16] = rounded[d];
+  kernels.to_int16(v, stride(), static_cast<std::int16_t*>(vs) + value, value_scales_.data() + at);
 }
 
 void CpuKvCache::read(std::int64_t layer, std::int64_t slot, std::int64_t head, std::int64_t position, float* k,
                       float* v) const {
-  const std::int64_t hd = shape_.head_dim;
-  const std::int64_t key = position / 16 * 16 * hd + position % 16, value = position * stride();
-  const auto load = [&](const auto* keys, const auto* values, auto convert) {
-    for (std::int64_t d = 0; d < hd; ++d) k[d] = convert(keys[key + d * 16]), v[d] = convert(values[value + d]);
+  const std::int64_t hd = shape_.head_dim, key = position / 16 * 16 * hd + position % 16, value = position * stride();
+  const auto load = [&](const auto* keys, const auto* values, float ks, float vs) {
+    for (std::int64_t d = 0; d < hd; ++d)
+      k[d] = static_cast<float>(keys[key + d * 16]) * ks, v[d] = static_cast<float>(values[value + d]) * vs;
   };
   const void* ks = keys(layer, slot, head);
   const void* vs = values(layer, slot, head);
-  if (shape_.type == KvType::F16)
-    load(static_cast<const std::uint16_t*>(ks), static_cast<const std::uint16_t*>(vs), half_to_float);
+  if (shape_.type == KvType::F32)
+    load(static_cast<const float*>(ks), static_cast<const float*>(vs), 1.0f, 1.0f);
   else
-    load(static_cast<const float*>(ks), static_cast<const float*>(vs), [](float x) { return x; });
+    load(static_cast<const std::int16_t*>(ks), static_cast<const std::int16_t*>(vs),
+         key_scales(layer, slot, head)[position], value_scales(layer, slot, head)[position]);
 }
 
 }  // namespace nibble::cpu

@@ -19,6 +19,7 @@ Array<T>::Array(std::size_t n, const char* what) : size_(n) {
 }
 template class Array<std::uint8_t>;
 template class Array<std::byte>;
+template class Array<float>;
 
 namespace {
 

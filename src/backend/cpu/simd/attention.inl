@@ -5,9 +5,9 @@
 namespace nibble::cpu {
 namespace {
 
-template <bool kF16>
+template <bool kFixed>
 inline F load_kv(const void* p, std::int64_t at) {
-  if constexpr (kF16) return f_from_half(static_cast<const std::uint16_t*>(p) + at);
+  if constexpr (kFixed) return f_from_i16(static_cast<const std::int16_t*>(p) + at);
   return f_load(static_cast<const float*>(p) + at);
 }
 
@@ -23,8 +23,8 @@ inline float exp1(float x) {
   return t[0];
 }
 
-// p[0..63]: weights of a block's positions; rows: how many of them exist.
-template <bool kF16>
+// p[0..63]: weights of a block's positions (times their scales); rows: how many of them exist.
+template <bool kFixed>
 inline void add_values(const AttentionTask& t, std::int64_t position, int rows, const float* p, float shrink) {
   constexpr int kLanes = 4;  // vectors of dims at a time
   float* out = t.out + 2;
@@ -37,15 +37,15 @@ inline void add_values(const AttentionTask& t, std::int64_t position, int rows, 
       const F w = f_set1(p[r]);
       const std::int64_t at = (position + r) * t.head_stride + d;
       if (lanes == kLanes)
-        for (int i = 0; i < kLanes; ++i) o[i] = f_fma(w, load_kv<kF16>(t.values, at + i * 16), o[i]);
+        for (int i = 0; i < kLanes; ++i) o[i] = f_fma(w, load_kv<kFixed>(t.values, at + i * 16), o[i]);
       else
-        for (int i = 0; i < lanes; ++i) o[i] = f_fma(w, load_kv<kF16>(t.values, at + i * 16), o[i]);
+        for (int i = 0; i < lanes; ++i) o[i] = f_fma(w, load_kv<kFixed>(t.values, at + i * 16), o[i]);
     }
     for (int i = 0; i < lanes; ++i) f_store(out + d + i * 16, o[i]);
   }
 }
 
-template <bool kF16>
+template <bool kFixed>
 inline void attend(const AttentionTask& t) {
   constexpr int kSub = kAttentionBlock / 16;
   const float none = -__builtin_huge_valf();
@@ -61,13 +61,16 @@ inline void attend(const AttentionTask& t) {
     const std::int64_t pitch = 16 * t.head_dim;  // the cache is padded to whole blocks
     for (std::int64_t d = 0; d < t.head_dim; ++d) {
       const F q = f_set1(t.q[d]);
-      for (int i = 0; i < kSub; ++i) s[i] = f_fma(q, load_kv<kF16>(t.keys, (b / 16 + i) * pitch + d * 16), s[i]);
+      for (int i = 0; i < kSub; ++i) s[i] = f_fma(q, load_kv<kFixed>(t.keys, (b / 16 + i) * pitch + d * 16), s[i]);
     }
-    // Lanes past the end score minus infinity: 0 - (-inf where index >= rows).
+    // Lanes past the end score minus infinity, whatever an earlier sequence left there.
     F block_top = f_set1(none);
     for (int i = 0; i < kSub; ++i) {
-      const F past = f_if_lt(f_set1(static_cast<float>(rows - 16 * i) - 0.5f), f_load(index), f_set1(none));
-      s[i] = f_add(f_mul(s[i], f_set1(t.scale)), past);
+      const F end = f_set1(static_cast<float>(rows - 16 * i) - 0.5f);
+      const F past = f_if_lt(end, f_load(index), f_set1(none));
+      F scale = f_set1(t.scale);
+      if constexpr (kFixed) scale = f_mul(scale, f_load(t.key_scales + b + 16 * i));
+      s[i] = f_add(f_if_lt(f_load(index), end, f_mul(s[i], scale)), past);
       block_top = f_max(block_top, s[i]);
     }
     const float block_max = reduce_max(block_top);
@@ -77,17 +80,17 @@ inline void attend(const AttentionTask& t) {
     float p[kAttentionBlock];
     for (int i = 0; i < kSub; ++i) {
       const F e = f_exp(f_sub(s[i], f_set1(next)));
-      f_store(p + 16 * i, e);
+      f_store(p + 16 * i, kFixed ? f_mul(e, f_load(t.value_scales + b + 16 * i)) : e);
       sum = f_add(sum, e);
     }
-    add_values<kF16>(t, b, rows, p, shrink);
+    add_values<kFixed>(t, b, rows, p, shrink);
     top = next;
   }
   t.out[0] = top;
   t.out[1] = reduce_add(sum);
 }
 
-void attention(const AttentionTask& t) { t.f16 ? attend<true>(t) : attend<false>(t); }
+void attention(const AttentionTask& t) { t.fixed ? attend<true>(t) : attend<false>(t); }
 
 void combine(const float* parts, std::int64_t splits, std::int64_t pitch, std::int64_t head_dim, float* out) {
   float top = parts[0], total = 0;

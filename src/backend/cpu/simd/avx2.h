@@ -40,6 +40,9 @@ inline F f_from_bf16(const std::uint16_t* p) {
   };
   return {widen(load128(p)), widen(load128(p + 8))};
 }
+inline F f_from_i16(const std::int16_t* p) {
+  return {_mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(load128(p))), _mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(load128(p + 8)))};
+}
 inline void f_store_half(std::uint16_t* p, F x) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(x.a, _MM_FROUND_TO_NEAREST_INT));
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p + 8), _mm256_cvtps_ph(x.b, _MM_FROUND_TO_NEAREST_INT));

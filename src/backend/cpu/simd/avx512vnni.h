@@ -33,6 +33,7 @@ inline F f_from_half(const std::uint16_t* p) { return {_mm512_cvtph_ps(load256(p
 inline F f_from_bf16(const std::uint16_t* p) {
   return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(load256(p)), 16))};
 }
+inline F f_from_i16(const std::int16_t* p) { return {_mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(load256(p)))}; }
 inline void f_store_half(std::uint16_t* p, F x) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT));
 }

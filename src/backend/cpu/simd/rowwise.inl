@@ -45,6 +45,27 @@ inline F f_exp(F x) {
   return f_add(finite, f_sub(y, y));  // y - y is 0, or NaN where x is NaN
 }
 
+// *scale = largest magnitude / top; returns its reciprocal. The magnitudes are compared as bits, so
+// that NaN and Inf win and reach the scale.
+inline float fixed_scale(const float* x, std::int64_t n, float top, float* scale) {
+  I bits = i_set1(0);
+  for (std::int64_t c = 0; c < n; c += 16)
+    bits = i_max(bits, i_and(i_bits(load_upto(x + c, n - c)), i_set1(0x7fffffff)));
+  std::int32_t lane[16];
+  i_store(lane, bits);
+  for (int i = 1; i < 16; ++i) lane[0] = lane[i] > lane[0] ? lane[i] : lane[0];
+  float largest;
+  __builtin_memcpy(&largest, lane, 4);
+  const bool tiny = largest < 1e-30f;  // 1 / largest would overflow
+  *scale = tiny ? 0.0f : largest / top;
+  return tiny ? 0.0f : top / largest;
+}
+
+void to_int16(const float* x, std::int64_t n, std::int16_t* out, float* scale) {
+  const F inv = f_set1(fixed_scale(x, n, 32512.0f, scale));
+  for (std::int64_t i = 0; i < n; i += 16) i_store16(out + i, i_round(f_mul(f_load(x + i), inv)));
+}
+
 void prepare(const float* x, std::int64_t k, const std::int32_t* block_chunk, std::int32_t blocks,
              Activations a, bool fixed, bool plain, const XRow& out) {
   const float top = a == Activations::Int8 ? 127.0f : 32512.0f;
@@ -59,18 +80,7 @@ void prepare(const float* x, std::int64_t k, const std::int32_t* block_chunk, st
       }
     }
     if (!fixed) continue;
-    // The largest magnitude by its bits, so that NaN and Inf win and reach the scale.
-    I bits = i_set1(0);
-    for (std::int64_t c = first; c < last; c += 16)
-      bits = i_max(bits, i_and(i_bits(load_upto(x + c, k - c)), i_set1(0x7fffffff)));
-    std::int32_t lane[16];
-    i_store(lane, bits);
-    for (int i = 1; i < 16; ++i) lane[0] = lane[i] > lane[0] ? lane[i] : lane[0];
-    float largest;
-    __builtin_memcpy(&largest, lane, 4);
-    const bool tiny = largest < 1e-30f;  // 1 / largest would overflow
-    out.scale[b] = tiny ? 0.0f : largest / top;
-    const F inv = f_set1(tiny ? 0.0f : top / largest);
+    const F inv = f_set1(fixed_scale(x + first, k - first < last - first ? k - first : last - first, top, &out.scale[b]));
     for (std::int64_t c = first; c < last; c += kChunk) {
       I sum = i_set1(0);
       for (int h = 0; h < kChunk; h += 16) {

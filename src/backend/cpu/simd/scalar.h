@@ -39,6 +39,7 @@ inline F f_min(F a, F b) { return lanes<F>([&](int i) { return a.v[i] < b.v[i] ?
 inline F f_if_lt(F a, F b, F x) { return lanes<F>([&](int i) { return a.v[i] < b.v[i] ? x.v[i] : 0.0f; }); }
 inline F f_from_half(const std::uint16_t* p) { return lanes<F>([&](int i) { return half_to_float(p[i]); }); }
 inline F f_from_bf16(const std::uint16_t* p) { return lanes<F>([&](int i) { return bf16_to_float(p[i]); }); }
+inline F f_from_i16(const std::int16_t* p) { return lanes<F>([&](int i) { return static_cast<float>(p[i]); }); }
 inline void f_store_half(std::uint16_t* p, F a) {
   for (int i = 0; i < 16; ++i) p[i] = float_to_half(a.v[i]);
 }
