@@ -9,6 +9,7 @@
 #include "base/error.h"
 #include "checkpoint/limits.h"
 #include "checkpoint/names.h"
+#include "text/unicode.h"
 
 namespace nibble {
 namespace {
@@ -188,27 +189,32 @@ std::optional<TokenizerSpec> gguf_tokenizer(const Gguf& file) {
   TokenizerSpec spec;
   spec.vocab.resize(tokens.size());
   for (std::size_t i = 0; i < tokens.size(); ++i) {
-    require(valid_utf8(tokens[i]), "{}: token {} is not UTF-8", file.where(), i);
+    require(is_valid_utf8(tokens[i]), "{}: token {} is not UTF-8", file.where(), i);
     const std::int64_t type = types.empty() ? kNormal : types[i];
+    if (tokens[i].empty() || type == kUnused) continue;  // "": an id that is never produced
     if (type == kControl || type == kUserDefined || type == kUnknown) {
       AddedToken a;
       a.id = static_cast<std::int32_t>(i);
       a.text = tokens[i];
       a.special = type != kUserDefined;
       spec.added.push_back(std::move(a));
-    } else if (type != kUnused) {  // which stays "", an id that is never produced
+    } else {
       spec.vocab[i] = tokens[i];
     }
   }
   for (const std::string_view merge : file.strings("tokenizer.ggml.merges")) {
-    // A token may begin with a space only as the byte it stands for, never literally.
-    const auto space = merge.find(' ', 1);
-    require(space != std::string_view::npos && space + 1 < merge.size() && valid_utf8(merge),
+    const auto space = merge.find(' ');  // none inside a token: byte-level BPE spells it otherwise
+    require(space != std::string_view::npos && space > 0 && space + 1 < merge.size() &&
+                is_valid_utf8(merge),
             "{}: the merge {} is not two tokens", file.where(), quote(merge));
     spec.merges.emplace_back(merge.substr(0, space), merge.substr(space + 1));
   }
   const std::string pre(file.string("tokenizer.ggml.pre").value_or("default"));
-  set_pretokenizer(spec, pre);
+  try {
+    set_pretokenizer(spec, pre);
+  } catch (const Error& e) {
+    fail("{}: {}", file.where(), e.what());
+  }
   spec.add_prefix_space = file.boolean("tokenizer.ggml.add_space_prefix").value_or(false);
   const auto surround = [&](std::string_view name, bool by_default,
                             std::vector<std::int32_t>& ids) {

@@ -1,9 +1,9 @@
 #include "checkpoint/names.h"
 
 #include <fmt/format.h>
-#include <utf8proc.h>
 
 #include "base/error.h"
+#include "text/unicode.h"
 
 namespace nibble {
 namespace {
@@ -12,20 +12,9 @@ bool is_control(char c) { return static_cast<unsigned char>(c) < 0x20 || c == 0x
 
 }  // namespace
 
-bool valid_utf8(std::string_view s) {
-  while (!s.empty()) {
-    utf8proc_int32_t code = 0;
-    const auto n = utf8proc_iterate(reinterpret_cast<const utf8proc_uint8_t*>(s.data()),
-                                    static_cast<utf8proc_ssize_t>(s.size()), &code);
-    if (n <= 0) return false;
-    s.remove_prefix(static_cast<std::size_t>(n));
-  }
-  return true;
-}
-
 std::string quote(std::string_view s) {
   constexpr std::size_t kLongest = 120;
-  const bool text = valid_utf8(s);
+  const bool text = is_valid_utf8(s);
   std::size_t end = s.size();
   if (end > kLongest) {
     end = kLongest;
@@ -43,7 +32,7 @@ std::string quote(std::string_view s) {
 }
 
 void require_name(std::string_view name, std::string_view where, std::string_view what) {
-  bool good = !name.empty() && valid_utf8(name);
+  bool good = !name.empty() && is_valid_utf8(name);
   for (const char c : name) good = good && !is_control(c);
   require(good, "{}: the {} name {} is not printable UTF-8; the file is damaged", where, what,
           quote(name));

@@ -5,8 +5,6 @@
 
 namespace nibble {
 
-bool valid_utf8(std::string_view s);
-
 // `s` in double quotes for a message: control and non-UTF-8 bytes escaped, long text cut.
 std::string quote(std::string_view s);
 
