@@ -12,7 +12,7 @@ double negative_log_likelihood(std::span<const float> logits, std::int32_t targe
   const double best = *std::max_element(logits.begin(), logits.end());
   double sum = 0;
   for (const float x : logits) sum += std::exp(x - best);
-  return best + std::log(sum) - logits[target];
+  return std::log(sum) + (best - logits[target]);
 }
 
 Perplexity perplexity(Stepper& stepper, std::span<const std::int32_t> ids,

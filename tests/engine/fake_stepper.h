@@ -1,0 +1,123 @@
+// A model made of a hash: the logits of a position depend on every token before it and on whether
+// it was prefilled or decoded, as a real engine's bits may. It refuses what the engine's contract
+// forbids.
+#pragma once
+#include <gtest/gtest.h>
+
+#include <functional>
+#include <set>
+#include <stdexcept>
+#include <vector>
+
+#include "engine/stepper.h"
+#include "text/tokenizer.h"
+
+namespace nibble {
+
+inline std::uint64_t hash_step(std::uint64_t h, std::uint64_t x) {
+  h = (h ^ x) * 0x9e3779b97f4a7c15u;
+  return h ^ (h >> 29);
+}
+
+class FakeStepper : public Stepper {
+ public:
+  using Override =
+      std::function<void(const std::vector<std::int32_t>& history, std::span<float> row)>;
+
+  FakeStepper(int slots, std::int64_t context, std::int64_t vocab)
+      : slots_(slots), context_(context), vocab_(vocab) {}
+
+  std::span<const float> forward(std::span<const Engine::Input> inputs) override {
+    ++forwards;
+    if (throw_at == forwards) throw std::runtime_error("engine fault");
+    EXPECT_LE(inputs.size(), static_cast<std::size_t>(Engine::kMaxSequences));
+    std::set<int> used;
+    std::size_t rows = 0, decodes = 0;
+    for (const auto& in : inputs) {
+      EXPECT_TRUE(used.insert(in.slot).second) << "a slot twice in a step";
+      EXPECT_FALSE(in.tokens.empty());
+      rows += in.tokens.size();
+      decodes += in.tokens.size() == 1;
+    }
+    EXPECT_LE(rows, static_cast<std::size_t>(Engine::kPrefillChunk));
+    EXPECT_TRUE(decodes == 0 || decodes == inputs.size()) << "decode and prefill mixed";
+    logits_.clear();
+    for (const auto& in : inputs) feed(in, decodes > 0);
+    return logits_;
+  }
+  void truncate(int slot, std::int64_t n) override {
+    Slot& s = slots_.at(slot);
+    ASSERT_LE(n, static_cast<std::int64_t>(s.tokens.size()));
+    s.tokens.resize(n);
+    s.hashes.resize(n);
+  }
+  std::int64_t length(int slot) const override {
+    return static_cast<std::int64_t>(slots_.at(slot).tokens.size());
+  }
+  std::int64_t context() const override { return context_; }
+  std::int64_t vocab() const override { return vocab_; }
+  int slots() const override { return static_cast<int>(slots_.size()); }
+
+  Override change;   // may rewrite a row of logits
+  int throw_at = 0;  // the forward that fails, from 1; 0: none
+  int forwards = 0;
+  std::int64_t prefilled = 0;  // tokens that came by prefill
+
+ private:
+  struct Slot {
+    std::vector<std::int32_t> tokens;
+    std::vector<std::uint64_t> hashes;
+  };
+
+  void feed(const Engine::Input& in, bool decode) {
+    Slot& s = slots_.at(in.slot);
+    if (!decode) {
+      EXPECT_EQ(s.tokens.size() % 64, 0u) << "a prompt is cut at multiples of 64 only";
+      prefilled += static_cast<std::int64_t>(in.tokens.size());
+    }
+    for (std::size_t i = 0; i < in.tokens.size(); ++i) {
+      const std::uint64_t before = s.hashes.empty() ? 7 : s.hashes.back();
+      s.tokens.push_back(in.tokens[i]);
+      s.hashes.push_back(hash_step(before, 2 * static_cast<std::uint64_t>(in.tokens[i]) + decode));
+      const bool last = i + 1 == in.tokens.size();
+      if (in.logits == Engine::Logits::All || (in.logits == Engine::Logits::Last && last))
+        add_row(s);
+    }
+    EXPECT_LE(s.tokens.size(), static_cast<std::size_t>(context_));
+  }
+
+  void add_row(const Slot& s) {
+    const std::size_t at = logits_.size();
+    std::uint64_t h = s.hashes.back();
+    for (std::int64_t v = 0; v < vocab_; ++v) {
+      h = hash_step(h, static_cast<std::uint64_t>(v));
+      logits_.push_back(static_cast<float>(h >> 40) * 0x1p-24f * 12 - 6);
+    }
+    if (change) change(s.tokens, std::span(logits_).subspan(at));
+  }
+
+  std::vector<Slot> slots_;
+  std::int64_t context_, vocab_;
+  std::vector<float> logits_;
+};
+
+// Ids 0..255 are the bytes, 256 is the special token "<eos>", 257 and up are undefined.
+constexpr std::int32_t kEos = 256;
+inline Tokenizer byte_tokenizer() {
+  TokenizerSpec spec;
+  spec.vocab.resize(256);
+  int next = 256;  // bytes that are no printable character take the letters from U+0100 on
+  for (int b = 0; b < 256; ++b) {
+    const bool shown = (b >= 33 && b <= 126) || (b >= 161 && b <= 172) || b >= 174;
+    const int c = shown ? b : next++;
+    std::string& s = spec.vocab[b];
+    if (c < 0x80)
+      s = {static_cast<char>(c)};
+    else
+      s = {static_cast<char>(0xc0 | (c >> 6)), static_cast<char>(0x80 | (c & 63))};
+  }
+  spec.added.push_back({.id = kEos, .text = "<eos>", .special = true});
+  return Tokenizer(std::move(spec));
+}
+
+}  // namespace nibble
