@@ -16,9 +16,13 @@ file(RENAME ${work}/first ${work}/prefix)
 run(${CMAKE_COMMAND} -S ${source} -B ${work}/build -G ${generator} -DCMAKE_BUILD_TYPE=Release
   -DCMAKE_CXX_COMPILER=${compiler} -DCMAKE_PREFIX_PATH=${work}/prefix -Dexpected=${version})
 run(${CMAKE_COMMAND} --build ${work}/build)
+run(${work}/build/consumer ${source}/../../data/tiny-llama)
+if(NOT output STREQUAL "nibble ${version}\n320 logits a position\n")
+  message(FATAL_ERROR "expected version ${version} and 320 logits a position, got '${output}'")
+endif()
 run(${work}/build/consumer)
-if(NOT output STREQUAL "nibble ${version}\n")
-  message(FATAL_ERROR "expected 'nibble ${version}', got '${output}'")
+if(NOT output MATCHES "refused: .*no-such-model")
+  message(FATAL_ERROR "expected a missing model to be refused by name, got '${output}'")
 endif()
 
 # Internal headers stay inside: what is installed is include/nibble and nothing more.
