@@ -14,8 +14,17 @@ inline float half_to_float(std::uint16_t h) {
   return std::bit_cast<float>(std::bit_cast<std::uint32_t>(scaled) | inf_or_nan |
                               static_cast<std::uint32_t>(h & 0x8000u) << 16);
 }
+// Likewise. A normal result rounds in the integers; a subnormal one in an addition, to the last
+// place of 0.5, which is fp16's smallest step. 65520 and more are infinite.
 inline std::uint16_t float_to_half(float f) {
-  return std::bit_cast<std::uint16_t>(static_cast<_Float16>(f));
+  const auto u = std::bit_cast<std::uint32_t>(f);
+  const std::uint32_t size = u & 0x7fffffffu;
+  const std::uint32_t normal = (size - (112u << 23) + 0xfffu + (size >> 13 & 1u)) >> 13;
+  const std::uint32_t tiny =
+      std::bit_cast<std::uint32_t>(std::bit_cast<float>(size) + 0.5f) - 0x3f000000u;
+  const std::uint32_t special = size > 0x7f800000u ? 0x7e00u : 0x7c00u;
+  const std::uint32_t h = size >= 0x477ff000u ? special : size < 0x38800000u ? tiny : normal;
+  return static_cast<std::uint16_t>((u >> 16 & 0x8000u) | h);
 }
 inline float bf16_to_float(std::uint16_t b) {
   return std::bit_cast<float>(static_cast<std::uint32_t>(b) << 16);

@@ -20,7 +20,7 @@ using std::uint16_t;
 using std::uint32_t;
 using std::uint8_t;
 
-float half_at(const byte* p) { return widen_half(load<uint16_t>(p)); }
+float half_at(const byte* p) { return half_to_float(load<uint16_t>(p)); }
 const uint8_t* octets(const byte* p) { return reinterpret_cast<const uint8_t*>(p); }
 
 // 16 bytes -> 32 codes: low nibbles first, then high ones.
@@ -232,8 +232,8 @@ void requantise_int8(const float* values, std::size_t n, uint8_t* codes, float* 
     for (int i = 0; i < 32; ++i) largest = std::max(largest, std::fabs(x[i]));
     uint16_t bits = float_to_half(largest / 127.0f);
     // A scale among fp16's subnormals may round down so far that the largest value has no code.
-    if (widen_half(bits) * 127.5f < largest) ++bits;
-    const float d = widen_half(bits);
+    if (half_to_float(bits) * 127.5f < largest) ++bits;
+    const float d = half_to_float(bits);
     scales[g] = d;
     const float inverse = d > 0 ? 1.0f / d : 0.0f;
     // Adding 1.5 * 2^23 rounds to the nearest integer, whose low byte then ends the bit pattern.

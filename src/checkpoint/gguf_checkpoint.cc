@@ -89,7 +89,7 @@ class GgufWeight : public WeightSource {
         requantise_int8(decoded.data(), k, &out.codes[r * k], &out.scales[r * groups]);
       else
         for (std::size_t i = 0; i < k; ++i)
-          out.values[r * k + i] = widen_half(float_to_half(decoded[i]));
+          out.values[r * k + i] = half_to_float(float_to_half(decoded[i]));
     }
   }
 

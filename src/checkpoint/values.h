@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "base/half.h"
+
 namespace nibble {
 
 template <class T>
@@ -14,23 +16,12 @@ T load(const std::byte* p) {
   return v;
 }
 
-// fp16 bits -> fp32, branch-free: a conversion instruction is not in the baseline ISA and the
-// library call would be the cost of a load. Exponents are rebased by a multiplication, which also
-// normalises subnormals.
-inline float widen_half(std::uint16_t h) {
-  const std::uint32_t magnitude = (h & 0x7fffu) << 13;
-  const std::uint32_t sign = (h & 0x8000u) << 16;
-  const auto finite = std::bit_cast<std::uint32_t>(std::bit_cast<float>(magnitude) * 0x1p112f);
-  const std::uint32_t special = magnitude | 0x7f800000u;
-  return std::bit_cast<float>(sign | (magnitude >= 0x0f800000u ? special : finite));
-}
-
 inline void widen_f16(const std::byte* src, std::size_t n, float* out) {
-  for (std::size_t i = 0; i < n; ++i) out[i] = widen_half(load<std::uint16_t>(src + 2 * i));
+  for (std::size_t i = 0; i < n; ++i) out[i] = half_to_float(load<std::uint16_t>(src + 2 * i));
 }
 inline void widen_bf16(const std::byte* src, std::size_t n, float* out) {
   for (std::size_t i = 0; i < n; ++i)
-    out[i] = std::bit_cast<float>(std::uint32_t{load<std::uint16_t>(src + 2 * i)} << 16);
+    out[i] = bf16_to_float(load<std::uint16_t>(src + 2 * i));
 }
 
 inline bool all_finite(const float* x, std::size_t n) {

@@ -55,11 +55,35 @@ TEST_F(FileTest, FullDiskIsAnErrorThatSaysSo) {
 TEST(Half, EveryHalfRoundTrips) {
   for (std::uint32_t i = 0; i < 65536; ++i) {
     const auto h = static_cast<std::uint16_t>(i);
-    const auto native = static_cast<float>(std::bit_cast<_Float16>(h));
-    ASSERT_TRUE(half_to_float(h) == native || (std::isnan(half_to_float(h)) && std::isnan(native)));
+    const int exponent = h >> 10 & 31, mantissa = h & 1023;
+    const double size = exponent == 31  ? (mantissa ? NAN : INFINITY)
+                        : exponent == 0 ? std::ldexp(mantissa, -24)
+                                        : std::ldexp(1024 + mantissa, exponent - 25);
+    ASSERT_TRUE(half_to_float(h) == (h >> 15 ? -size : size) ||
+                (std::isnan(half_to_float(h)) && std::isnan(size)));
     if (!std::isnan(half_to_float(h))) { ASSERT_EQ(float_to_half(half_to_float(h)), h); }
     if (!std::isnan(bf16_to_float(h))) { ASSERT_EQ(float_to_bf16(bf16_to_float(h)), h); }
   }
+}
+
+// Between each half and the next: the middle goes to the even one, and all else to the nearer.
+TEST(Half, RoundsToNearestEven) {
+  for (std::uint16_t h = 0; h < 0x7c00; ++h) {
+    const float low = half_to_float(h);
+    const float high = h == 0x7bff ? 65536 : half_to_float(static_cast<std::uint16_t>(h + 1));
+    const float middle = low + (high - low) / 2;
+    const auto next = static_cast<std::uint16_t>(h + 1);
+    for (const std::uint16_t sign : {0x0000, 0x8000}) {
+      const float s = sign ? -1.0f : 1.0f;
+      ASSERT_EQ(float_to_half(s * middle), sign | (h % 2 ? next : h)) << h;
+      ASSERT_EQ(float_to_half(s * std::nextafter(middle, 0.0f)), sign | h) << h;
+      ASSERT_EQ(float_to_half(s * std::nextafter(middle, 1e9f)), sign | next) << h;
+    }
+  }
+  EXPECT_EQ(float_to_half(INFINITY), 0x7c00);
+  EXPECT_EQ(float_to_half(-3e38f), 0xfc00);
+  EXPECT_EQ(float_to_half(1e-45f), 0);
+  EXPECT_EQ(float_to_half(NAN) & 0x7e00, 0x7e00);
 }
 
 TEST(Half, RoundsToNearest) {
