@@ -13,7 +13,7 @@ namespace fs = std::filesystem;
 std::unique_ptr<Checkpoint> open_directory(const fs::path& path) {
   const auto exists = [path](const std::string& file) {
     std::error_code ignored;
-    return fs::exists(path / file, ignored);
+    return fs::is_regular_file(path / file, ignored);
   };
   if (!exists("config.json")) {
     std::string gguf;
@@ -25,8 +25,7 @@ std::unique_ptr<Checkpoint> open_directory(const fs::path& path) {
     fail("{}: no config.json; a Hugging Face model directory or a .gguf file is needed",
          path.string());
   }
-  constexpr std::uint64_t kMaxText = 64u
-                                     << 20;  // tokenizer.json of the largest vocabularies: 20 MB
+  constexpr std::uint64_t kMaxText = 64u << 20;  // large vocabularies' tokenizer.json has 20 MB
   return open_hf({path.string(),
                   [=](const std::string& file) -> std::optional<std::string> {
                     if (!exists(file)) return std::nullopt;
@@ -44,6 +43,7 @@ std::unique_ptr<Checkpoint> Checkpoint::open(const fs::path& path, const OpenOpt
   std::error_code ignored;
   require(fs::exists(path, ignored), "{}: no such file or directory", path.string());
   if (fs::is_directory(path, ignored)) return open_directory(path);
+  require(fs::is_regular_file(path, ignored), "{}: neither a file nor a directory", path.string());
   auto file = Blob::map(path);
   const auto bytes = file->bytes();
   const std::string_view head(reinterpret_cast<const char*>(bytes.data()),

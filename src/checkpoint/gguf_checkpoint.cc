@@ -45,12 +45,12 @@ class GgufWeight : public WeightSource {
     out.offsets.resize(format_.type == WeightType::Int4Aff ? groups : 0);
     out.values.resize(quantised ? 0 : n * k);
     std::vector<float> decoded(tensor_.type->requantised() ? k : 0);
-    for (std::size_t r = 0; r < n; ++r) read_row(row, r, decoded, out);
-    require(all_finite(out.scales.data(), groups) &&
-                all_finite(out.offsets.data(), out.offsets.size()) &&
-                all_finite(out.values.data(), out.values.size()),
-            "{}: tensor {}: a {} in rows {}..{} is not finite; the file is damaged", file_->name(),
-            quote(tensor_.name), quantised ? "scale" : "value", row, row + count - 1);
+    for (std::size_t r = 0; r < n; ++r)
+      read_row(row + static_cast<std::int64_t>(r), r, decoded, out);
+    if (!all_finite(out.scales.data(), groups) ||
+        !all_finite(out.offsets.data(), out.offsets.size()) ||
+        !all_finite(out.values.data(), out.values.size()))
+      refuse(row, count);
   }
 
   void release(std::int64_t row, std::int64_t count) const override {
@@ -65,14 +65,17 @@ class GgufWeight : public WeightSource {
   }
 
  private:
-  // Row `first + r` into place r of `out`.
-  void read_row(std::int64_t first, std::size_t r, std::vector<float>& decoded,
+  [[noreturn]] void refuse(std::int64_t row, std::int64_t count) const {
+    fail("{}: tensor {}: a {} in rows {}..{} is not finite; the file is damaged", file_->name(),
+         quote(tensor_.name), is_quantised(format_.type) ? "scale" : "value", row, row + count - 1);
+  }
+
+  // Row `row` into place r of `out`.
+  void read_row(std::int64_t row, std::size_t r, std::vector<float>& decoded,
                 WeightRows& out) const {
     const BlockType& type = *tensor_.type;
     const auto k = static_cast<std::size_t>(format_.k), groups = k / 32;
-    const std::byte* src =
-        tensor_.data.data() +
-        order_.stored(first + static_cast<std::int64_t>(r)) * tensor_.row_bytes();
+    const std::byte* src = tensor_.data.data() + order_.stored(row) * tensor_.row_bytes();
     const std::int64_t blocks = format_.k / type.values;
     if (type.split != nullptr) {
       type.split(src, blocks, &out.codes[r * k], &out.scales[r * groups],
@@ -81,10 +84,7 @@ class GgufWeight : public WeightSource {
       type.decode(src, blocks, &out.values[r * k]);
     } else {
       type.decode(src, blocks, decoded.data());
-      require(all_finite(decoded.data(), k),
-              "{}: tensor {}: a value in row {} is not finite; the "
-              "file is damaged",
-              file_->name(), quote(tensor_.name), first + static_cast<std::int64_t>(r));
+      if (!all_finite(decoded.data(), k)) refuse(row, 1);
       if (format_.type == WeightType::Int8)
         requantise_int8(decoded.data(), k, &out.codes[r * k], &out.scales[r * groups]);
       else

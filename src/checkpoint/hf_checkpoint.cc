@@ -54,10 +54,9 @@ void read_plain(const Part& p, std::size_t first, std::size_t n, float* out) {
     widen_f16(src, n, out);
   else
     widen_bf16(src, n, out);
-  require(all_finite(out, n),
-          "{}: tensor {}: a value is not finite (NaN or Inf); the weights are "
-          "damaged",
-          p.file->name(), quote(p.tensor.name));
+  if (!all_finite(out, n))
+    fail("{}: tensor {}: a value is not finite (NaN or Inf); the weights are damaged",
+         p.file->name(), quote(p.tensor.name));
 }
 
 class PlainWeight : public WeightSource {

@@ -11,6 +11,9 @@ namespace nibble {
 
 Json parse_json_object(std::string_view text, std::string_view where) {
   constexpr int kMaxDepth = 64;
+  constexpr std::size_t kMaxBytes = 32u << 20;  // the index of 100,000 tensors has 11 MB
+  require(text.size() <= kMaxBytes, "{}: {} bytes of JSON are more than the {} expected here",
+          where, text.size(), kMaxBytes);
   std::vector<std::unordered_set<std::string>> keys;  // of the open objects
   const auto check = [&](int depth, Json::parse_event_t event, Json& parsed) {
     using Event = Json::parse_event_t;

@@ -10,7 +10,7 @@ namespace nibble {
 using Json = nlohmann::json;
 
 // Parses an object. Error naming `where` on bad syntax or UTF-8, a key given twice, more than 64
-// levels, or another kind of value at the top.
+// levels or 32 MiB, or another kind of value at the top.
 Json parse_json_object(std::string_view text, std::string_view where);
 
 // The fields of one JSON object; null counts as missing. `where` names the file (and the object

@@ -97,9 +97,10 @@ class PackedWeight : public WeightSource {
     out.values.clear();
     // A group's values must be finite too: its largest code is 15, its largest zero point 15.
     bool finite = true;
-    for (const float s : out.scales) finite &= std::isfinite(s * 16);
-    require(finite, "{}: tensor {}: a scale in rows {}..{} is not finite; the file is damaged",
-            scale_.file->name(), quote(scale_.tensor.name), row, row + count - 1);
+    for (const float s : out.scales) finite &= std::fabs(s) < 0x1p124f;
+    if (!finite)
+      fail("{}: tensor {}: a scale in rows {}..{} is not finite; the file is damaged",
+           scale_.file->name(), quote(scale_.tensor.name), row, row + count - 1);
   }
 
   void release(std::int64_t row, std::int64_t count) const override {

@@ -165,6 +165,11 @@ TEST(Json, DepthIsBounded) {
               HasSubstr("nested deeper"));
 }
 
+TEST(Json, SizeIsBounded) {
+  const std::string text = "{\"a\":\"" + std::string(32 << 20, 'x') + "\"}";
+  EXPECT_THAT(error_of([&] { parse_json_object(text, "c.json"); }), HasSubstr("c.json: 33554440"));
+}
+
 TEST(Generation, UnitesEveryEndOfTurnId) {
   const auto g = parse_generation_json(
       R"({"eos_token_id":[2,0],"bos_token_id":1,"temperature":0.2,"top_k":20,"top_p":0.9,)"

@@ -1,5 +1,6 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 
 #include <limits>
 #include <thread>
@@ -226,6 +227,8 @@ TEST(Open, SaysWhatIsNeededInstead) {
   EXPECT_THAT(error(dir.path() / "m.gguf"), HasSubstr("truncated"));
   dir.write("m.safetensors", "123456789");
   EXPECT_THAT(error(dir.path() / "m.safetensors"), HasSubstr("give the directory instead"));
+  ASSERT_EQ(::mkfifo((dir.path() / "pipe").c_str(), 0600), 0);
+  EXPECT_THAT(error(dir.path() / "pipe"), HasSubstr("neither a file nor a directory"));
   dir.write("empty", "");
   EXPECT_THAT(error(dir.path() / "empty"), HasSubstr("neither a GGUF file nor a model directory"));
 }

@@ -5,6 +5,7 @@
 #include <string>
 #include <string_view>
 
+#include "checkpoint/json.h"
 #include "checkpoint/reader.h"
 #include "touch_checkpoint.h"
 
@@ -30,6 +31,11 @@ constexpr std::string_view kShard(
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   using namespace nibble;
   const std::string_view input(reinterpret_cast<const char*>(data), size);
+  try {
+    parse_json_object(input, "input");
+  } catch (const Error&) {
+    return 0;  // as each of the four would say
+  }
   for (const std::string_view fuzzed : {"config.json", "generation_config.json",
                                         "model.safetensors.index.json", "tokenizer_config.json"}) {
     const Directory directory = {
