@@ -41,7 +41,8 @@ Builtin find_str_method(std::string_view name);
 // Arguments by the names of a function's parameters, bound as Python does.
 class Params {
  public:
-  // Fails on too many, too few, unknown or repeated arguments. `what` names the function.
+  // Fails on too many, too few, unknown or repeated arguments. `what` names the function. `args`
+  // must outlive this.
   Params(Run& run, std::string_view what, const Args& args,
          std::initializer_list<std::string_view> names, std::size_t required = 0);
   const Value* get(std::size_t i) const { return values_[i]; }  // null: not given

@@ -99,7 +99,8 @@ Value unique(Interp& in, const Value& v, const Args& args) {
   std::set<std::string> seen;
   std::vector<Value> out;
   std::size_t bytes = 0;
-  for (const Value& item : elements(in.run, v)->items) {
+  const SeqPtr all = elements(in.run, v);
+  for (const Value& item : all->items) {
     const Value key = by_path(in, item, p.given(1) ? p.at(1) : Value(None{}));
     const auto [place, added] = seen.insert(hash_key(in.run, fold_case(in, key, p.flag(0, false))));
     if (!added) continue;
@@ -131,7 +132,8 @@ Value sum(Interp& in, const Value& v, const Args& args) {
   const Params p(in.run, "sum", args, {"attribute", "start"});
   Value total = p.get(1) != nullptr ? p.at(1) : Value(0);
   if (total.str() != nullptr) in.run.fail("'sum' of strings; use join");
-  for (const Value& item : elements(in.run, v)->items) {
+  const SeqPtr all = elements(in.run, v);
+  for (const Value& item : all->items) {
     total = binary(in.run, Expr::Op::Add, total,
                    by_path(in, item, p.given(0) ? p.at(0) : Value(None{})));
   }
@@ -195,7 +197,8 @@ Value join(Interp& in, const Value& v, const Args& args) {
   const std::string separator = p.get(0) != nullptr ? to_text(in.run, p.at(0)) : "";
   std::string out;
   bool one = true;
-  for (const Value& item : elements(in.run, v)->items) {
+  const SeqPtr all = elements(in.run, v);
+  for (const Value& item : all->items) {
     in.run.step();
     if (!std::exchange(one, false)) in.run.append(out, separator);
     in.run.append(out, to_text(in.run, by_path(in, item, p.given(1) ? p.at(1) : Value(None{}))));
@@ -219,6 +222,7 @@ Value attr(Interp& in, const Value& v, const Args& args) {
 
 Value map(Interp& in, const Value& v, const Args& args) {
   std::vector<Value> out;
+  if (!truthy(v)) return make_generator(in.run, {});  // even None, as Jinja has it
   const bool by_attribute = args.positional.empty();
   Args rest = args;
   std::string name;
@@ -227,9 +231,11 @@ Value map(Interp& in, const Value& v, const Args& args) {
     name = args.positional[0].str()->text;
     rest.positional.erase(rest.positional.begin());
   }
-  const Params p(in.run, "map", by_attribute ? args : Args{}, {"attribute", "default"});
+  const Args none;
+  const Params p(in.run, "map", by_attribute ? args : none, {"attribute", "default"});
   if (by_attribute && p.get(0) == nullptr) in.run.fail("'map' needs a filter or an attribute");
-  for (const Value& item : elements(in.run, v)->items) {
+  const SeqPtr all = elements(in.run, v);
+  for (const Value& item : all->items) {
     out.push_back(by_attribute ? by_path(in, item, p.at(0), p.get(1))
                                : in.filter(name, item, rest));
     require_data(in.run, out.back());
@@ -240,6 +246,7 @@ Value map(Interp& in, const Value& v, const Args& args) {
 // select, reject (tests of the element) and selectattr, rejectattr (of an attribute).
 template <bool wanted, bool of_attribute>
 Value select(Interp& in, const Value& v, const Args& args) {
+  if (!truthy(v)) return make_generator(in.run, {});
   const std::size_t skip = of_attribute ? 1 : 0;
   if (args.positional.size() < skip) in.run.fail("'selectattr' needs the name of an attribute");
   Args rest{{}, args.named};
@@ -249,7 +256,8 @@ Value select(Interp& in, const Value& v, const Args& args) {
                            args.positional.end());
   }
   std::vector<Value> out;
-  for (const Value& item : elements(in.run, v)->items) {
+  const SeqPtr all = elements(in.run, v);
+  for (const Value& item : all->items) {
     const Value tested = of_attribute ? by_path(in, item, args.positional[0]) : item;
     const bool holds = args.positional.size() > skip
                            ? in.test(args.positional[skip].str()->text, tested, rest)

@@ -87,7 +87,8 @@ std::vector<std::pair<Value, Value>> dict_items(Interp& in, const Args& args) {
       items = v.dict()->items;
       continue;
     }
-    for (const Value& pair : elements(in.run, v)->items) {
+    const SeqPtr all = elements(in.run, v);
+    for (const Value& pair : all->items) {
       const SeqPtr two = elements(in.run, pair);
       if (two->items.size() != 2) in.run.fail("'dict' needs pairs");
       items.emplace_back(two->items[0], two->items[1]);

@@ -234,7 +234,7 @@ class Lexer {
     const auto error = real ? std::from_chars(from, to, t.real).ec
                             : std::from_chars(from, to, t.integer).ec;
     if (error != std::errc()) fail_at(line_, "the number {} is beyond 64 bits", text);
-    if (!real && text.size() > 1 && text[0] == '0') {
+    if (!real && text.size() > 1 && text[0] == '0' && text.find_first_not_of('0') != npos) {
       fail_at(line_, "the number {} begins with a zero", text);
     }
     advance(end);

@@ -131,33 +131,29 @@ std::vector<std::string_view> pieces(Interp& in, std::string_view s, std::string
   return out;
 }
 
+// Where the word ends that s begins with; from the right, where the one begins that s ends with.
+std::size_t word_edge(std::string_view s, bool from_right) {
+  std::size_t i = from_right ? s.size() : 0;
+  if (!from_right) {
+    while (i < s.size() && !is_space(char_at(s, i).code)) i += char_at(s, i).bytes;
+    return i;
+  }
+  for (; i > 0; --i) {  // the inside of a character is no space
+    const Char c = char_at(s, i - 1);
+    if (is_space(c.code)) return i - 1 + c.bytes;
+  }
+  return 0;
+}
+
 std::vector<std::string_view> words(Interp& in, std::string_view s, std::int64_t limit,
                                     bool from_right) {
   std::vector<std::string_view> out;
-  s = strip(s, true, true);
+  s = strip(s, !from_right, from_right);  // with a limit, the far end keeps its white space
   while (!s.empty() && (limit < 0 || static_cast<std::int64_t>(out.size()) < limit)) {
     in.run.room(out.size(), sizeof(Value));
-    std::size_t cut = from_right ? 0 : s.size();  // of the white space nearest to the end we read
-    for (std::size_t i = 0; i < s.size(); i += char_at(s, i).bytes) {
-      if (!from_right && is_space(char_at(s, i).code)) {
-        cut = i;
-        break;
-      }
-    }
-    if (from_right) {
-      for (std::size_t i = s.size(); i > 0; --i) {
-        if ((static_cast<unsigned char>(s[i - 1]) & 0xC0) != 0x80 &&
-            is_space(char_at(s, i - 1).code)) {
-          cut = i - 1 + char_at(s, i - 1).bytes;
-          break;
-        }
-      }
-      out.push_back(s.substr(cut));
-      s = strip(s.substr(0, cut), false, true);
-    } else {
-      out.push_back(s.substr(0, cut));
-      s = strip(s.substr(cut), true, false);
-    }
+    const std::size_t edge = word_edge(s, from_right);
+    out.push_back(from_right ? s.substr(edge) : s.substr(0, edge));
+    s = from_right ? strip(s.substr(0, edge), false, true) : strip(s.substr(edge), true, false);
   }
   if (!s.empty()) out.push_back(s);
   if (from_right) std::reverse(out.begin(), out.end());
@@ -255,7 +251,8 @@ Value join(Interp& in, const Value& self, const Args& args) {
   const Params p(in.run, "join", args, {"items"}, 1);
   std::string out;
   bool first = true;
-  for (const Value& v : elements(in.run, p.at(0))->items) {
+  const SeqPtr all = elements(in.run, p.at(0));
+  for (const Value& v : all->items) {
     if (!std::exchange(first, false)) in.run.append(out, self.str()->text);
     in.run.append(out, part(in, self, v));
   }

@@ -126,10 +126,9 @@ Value add_strings(Run& run, const Str& a, const Str& b) {
 }
 
 // A bound of a slice, moved into [low, high] as Python does.
-std::int64_t bound(Run& run, const Value& v, std::int64_t n, std::int64_t low, std::int64_t high,
+std::int64_t bound(const Value& v, std::int64_t n, std::int64_t low, std::int64_t high,
                    std::int64_t otherwise) {
   if (v.is<None>()) return otherwise;
-  if (!v.integer()) run.fail("a slice needs integers, not {}", type_name(v));
   std::int64_t i = v.as_int();
   if (i < 0) i += n;
   return std::clamp(i, low, high);
@@ -174,15 +173,19 @@ Value slice(Run& run, const Value& v, const Value& start, const Value& stop, con
   if (v.undefined()) run.fail("{}", v.get<Undefined>()->why->text);
   const Str* s = v.str();
   if (s == nullptr && (v.seq() == nullptr || v.seq()->type > Seq::Type::Range)) {
-    run.fail("a value of type '{}' cannot be sliced", type_name(v));
+    return make_undefined(run, fmt::format("a '{}' cannot be sliced", type_name(v)));
   }
-  if (!step.is<None>() && !step.integer()) run.fail("a slice's step must be an integer");
+  for (const Value* b : {&start, &stop, &step}) {
+    if (!b->is<None>() && !b->integer()) {
+      return make_undefined(run, fmt::format("a slice cannot take a '{}'", type_name(*b)));
+    }
+  }
   const std::int64_t by = step.is<None>() ? 1 : step.as_int();
   if (by == 0) run.fail("a slice's step must not be 0");
   const std::int64_t n = length(run, v);
   const std::int64_t low = by > 0 ? 0 : -1, high = by > 0 ? n : n - 1;
-  const std::int64_t from = bound(run, start, n, low, high, by > 0 ? low : high);
-  const std::int64_t to = bound(run, stop, n, low, high, by > 0 ? high : low);
+  const std::int64_t from = bound(start, n, low, high, by > 0 ? low : high);
+  const std::int64_t to = bound(stop, n, low, high, by > 0 ? high : low);
   // |by| beyond n takes one element as n does, and cannot overflow below.
   const std::int64_t stride = std::clamp(by, -n - 1, n + 1);
   const auto more = [&](std::int64_t i) { return stride > 0 ? i < to : i > to; };
