@@ -41,20 +41,25 @@ void run(const Options& o) {
   const Tokenizer tokenizer = load_tokenizer(*checkpoint, o.model);
   request.prompt = encode_prompt(o, text, *checkpoint, tokenizer);
 
-  const auto engine = load_engine(*checkpoint, o.model);
-  EngineStepper stepper(*engine);
-  Scheduler scheduler(stepper, tokenizer);
+  auto engine = load_engine(*checkpoint, o.model);
   const auto print_now = [](std::string_view piece) {
     out_text(piece);
     flush_output();
   };
-  const Completion c = answer(scheduler, std::move(request),
-                              o.json ? std::function<void(std::string_view)>() : print_now, {});
+  const Completion c = [&] {
+    EngineStepper stepper(*engine);
+    Scheduler scheduler(stepper, tokenizer);
+    return answer(scheduler, std::move(request),
+                  o.json ? std::function<void(std::string_view)>() : print_now, {});
+  }();
   if (!o.json && !c.text.ends_with('\n')) print_now("\n");
 
-  const Bandwidth read = measure_bandwidth(engine->threads(), 0.2);
-  if (!o.json) return note(describe_speed(c, engine->memory(), read));
-  const double bytes = bytes_per_token(c, engine->memory());
+  const EngineMemory memory = engine->memory();
+  const int threads = engine->threads();
+  engine.reset();  // the bandwidth buffer takes the weights' place in memory
+  const Bandwidth read = measure_bandwidth(threads, 0.2);
+  if (!o.json) return note(describe_speed(c, memory, read));
+  const double bytes = bytes_per_token(c, memory);
   out_json({{"text", c.text},
             {"tokens", c.tokens},
             {"finish_reason", finish_name(c.finish)},
@@ -67,7 +72,7 @@ void run(const Options& o) {
             {"seed", o.sampling.seed},
             {"activations", o.model.activations},
             {"device", o.model.device},
-            {"threads", engine->threads()}});
+            {"threads", threads}});
 }
 
 }  // namespace

@@ -26,6 +26,7 @@ class Backend {
   virtual int threads() const = 0;           // 1 where that means nothing
 
   virtual Buffer alloc(std::size_t bytes) = 0;
+  virtual bool is_host() const = 0;  // its memory is the host's: download() may be left out
   virtual void upload(void* device, const void* host, std::size_t bytes) = 0;
   virtual void download(void* host, const void* device, std::size_t bytes) = 0;
 

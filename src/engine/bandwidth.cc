@@ -59,7 +59,7 @@ std::uint64_t last_level_cache() {
 Bandwidth measure_bandwidth(int threads, double seconds) {
   ThreadPool pool(threads);
   const auto n = static_cast<std::size_t>(pool.size());
-  const std::uint64_t wanted = std::max<std::uint64_t>(256u << 20, 4 * last_level_cache());
+  const std::uint64_t wanted = std::max<std::uint64_t>(128u << 20, 4 * last_level_cache());
   const std::size_t words = std::min(wanted, available_memory() / 2) / 8 / n / 8 * 8;  // a thread
   const std::size_t bytes = words * n * 8;
   const std::unique_ptr<std::uint64_t[]> buffer(new (std::nothrow) std::uint64_t[bytes / 8]);

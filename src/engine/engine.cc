@@ -105,7 +105,7 @@ std::span<const float> Engine::forward(std::span<const Input> inputs) {
   if (e.logits_rows < e.logits_of.size()) {
     e.logits = {};
     e.logits = e.backend->alloc(count * sizeof(float));
-    e.host_logits.resize(count);
+    if (!e.backend->is_host()) e.host_logits.resize(count);
     e.logits_rows = e.logits_of.size();
   }
   e.model->forward({.ids = e.ids, .rows = e.rows, .logits_of = e.logits_of,
@@ -114,6 +114,7 @@ std::span<const float> Engine::forward(std::span<const Input> inputs) {
   for (const Input& in : inputs)
     e.lengths[static_cast<std::size_t>(in.slot)] += static_cast<std::int64_t>(in.tokens.size());
   if (count == 0) return {};
+  if (e.backend->is_host()) return {reinterpret_cast<const float*>(e.logits.get()), count};
   e.backend->download(e.host_logits.data(), e.logits.get(), count * sizeof(float));
   return {e.host_logits.data(), count};
 }

@@ -78,6 +78,7 @@ class CpuBackend final : public Backend {
   std::string describe() const override;
   int threads() const override { return pool_.size(); }
   Buffer alloc(std::size_t bytes) override;
+  bool is_host() const override { return true; }
   void upload(void* device, const void* host, std::size_t bytes) override;
   void download(void* host, const void* device, std::size_t bytes) override;
   std::unique_ptr<Weight> pack(const WeightSource& source, int pieces) override;
