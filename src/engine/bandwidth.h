@@ -15,7 +15,7 @@ struct Bandwidth {
 std::uint64_t last_level_cache();
 
 // Every thread sums its own part of a buffer several times larger than the last cache (at least
-// 256 MiB, at most half of the memory that is free), pass after pass for about `seconds` (three
+// 128 MiB, at most half of the memory that is free), pass after pass for about `seconds` (three
 // passes at least). threads: 0 = every core this process may use. Throws Error when there is no
 // memory for it.
 Bandwidth measure_bandwidth(int threads, double seconds);

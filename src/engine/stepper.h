@@ -48,9 +48,9 @@ inline std::int64_t chunk_end(std::int64_t begin, std::int64_t total, std::int64
   return reach >= total ? total : std::max(begin, reach / kPromptGrid * kPromptGrid);
 }
 
-// Rows of logits to ask for at once so that they stay near 64 MB: 64, 128, 192 or 256.
+// Rows of logits to ask for at once so that they stay near 16 MB: 64, 128, 192 or 256.
 inline std::int64_t logit_rows(std::int64_t vocab) {
-  const std::int64_t rows = (std::int64_t{16} << 20) / std::max<std::int64_t>(vocab, 1);
+  const std::int64_t rows = (std::int64_t{4} << 20) / std::max<std::int64_t>(vocab, 1);
   return std::clamp<std::int64_t>(rows / kPromptGrid * kPromptGrid, kPromptGrid,
                                   Engine::kPrefillChunk);
 }
