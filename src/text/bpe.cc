@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <functional>
 #include <limits>
 
 #include "base/error.h"
@@ -131,32 +132,34 @@ void Bpe::merge(std::string_view piece, Scratch& scratch, std::vector<std::int32
   if (symbols.empty()) return;
   symbols.back().next = -1;
 
-  const auto later = [](const Scratch::Candidate& a, const Scratch::Candidate& b) {
-    return std::pair(a.rank, a.position) > std::pair(b.rank, b.position);
+  // The pair that starts at symbol i, if there is one and it merges.
+  const auto pair_at = [&](std::size_t i) -> const Merge* {
+    const Scratch::Symbol& left = symbols[i];
+    return left.id < 0 || left.next < 0 ? nullptr : find(left.id, symbols[left.next].id);
   };
-  const auto candidate = [&](std::int32_t i) {  // the pair that starts at symbol i, if it merges
-    const std::int32_t left = symbols[i].id, right = symbols[symbols[i].next].id;
-    const Merge* m = find(left, right);
-    if (m != nullptr) heap.push_back({m->rank, i, left, right, m->id});
+  const auto candidate = [&](std::size_t i) {
+    const Merge* m = pair_at(i);
+    if (m != nullptr) heap.push_back(static_cast<std::uint64_t>(m->rank) << 32 | i);
     return m != nullptr;
   };
-  for (std::size_t i = 0; i + 1 < symbols.size(); ++i) candidate(static_cast<std::int32_t>(i));
-  std::make_heap(heap.begin(), heap.end(), later);
+  for (std::size_t i = 0; i < symbols.size(); ++i) candidate(i);
+  std::make_heap(heap.begin(), heap.end(), std::greater());
   while (!heap.empty()) {
-    std::pop_heap(heap.begin(), heap.end(), later);
-    const Scratch::Candidate top = heap.back();
+    std::pop_heap(heap.begin(), heap.end(), std::greater());
+    const std::size_t i = heap.back() & 0xFFFFFFFF;
+    const Merge* m = pair_at(i);
+    const bool stale = m == nullptr || static_cast<std::uint64_t>(m->rank) != heap.back() >> 32;
     heap.pop_back();
-    auto& left = symbols[top.position];
-    // Stale: one of the two has been merged since (a swallowed symbol has id -1).
-    if (left.id != top.left || left.next < 0 || symbols[left.next].id != top.right) continue;
-    auto& right = symbols[left.next];
-    left.id = top.id;
+    if (stale) continue;  // one of the two has been merged since
+    Scratch::Symbol& left = symbols[i];
+    Scratch::Symbol& right = symbols[left.next];
+    left.id = m->id;
     left.next = right.next;
     right.id = -1;
-    if (left.next >= 0) symbols[left.next].previous = top.position;
-    if (left.next >= 0 && candidate(top.position)) std::push_heap(heap.begin(), heap.end(), later);
+    if (left.next >= 0) symbols[left.next].previous = static_cast<std::int32_t>(i);
+    if (candidate(i)) std::push_heap(heap.begin(), heap.end(), std::greater());
     if (left.previous >= 0 && candidate(left.previous))
-      std::push_heap(heap.begin(), heap.end(), later);
+      std::push_heap(heap.begin(), heap.end(), std::greater());
   }
   for (std::int32_t i = 0; i >= 0; i = symbols[i].next) out.push_back(symbols[i].id);
 }

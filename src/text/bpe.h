@@ -39,14 +39,11 @@ class Bpe {
     struct Symbol {
       std::int32_t id, previous, next;  // indices into symbols; -1: none
     };
-    struct Candidate {
-      std::int32_t rank, position, left, right, id;
-    };
     struct Span {
       std::size_t begin, count;
     };
     std::vector<Symbol> symbols;
-    std::vector<Candidate> heap;
+    std::vector<std::uint64_t> heap;  // candidates: rank << 32 | index of the left symbol
     StringMap<Span> seen;  // short pieces already encoded into `out`: where their ids stand
   };
 

@@ -5,6 +5,8 @@
 //   \p{Han}   PCRE2's means script extensions: respelled as \p{sc:Han}
 //   \w \b \h  other sets; (?m) another flag; a{2}+ another meaning; [a[b]] [a&&b] set operations,
 //             literal in PCRE2: refused, like references, recursion, callouts and verbs
+//   (?i:ss)   Oniguruma's also takes U+00DF, and treats properties otherwise: in caseless groups
+//             only ASCII is accepted, without the pairs that fold to one character
 // MULTILINE, which Ruby always has, is a compile option.
 #include <algorithm>
 #include <cctype>
@@ -26,8 +28,9 @@ class Translator {
         case '\\': escape(); break;
         case '[': set(); break;
         case '(': group(); break;
+        case ')': leave(); break;
         case '{': counts(); break;
-        default: out_ += in_[at_++];
+        default: literal();
       }
     }
     return std::move(out_);
@@ -43,6 +46,24 @@ class Translator {
   void copy(std::size_t n) {
     out_ += in_.substr(at_, n);
     at_ += n;
+  }
+
+  bool caseless() const { return !groups_.empty() && groups_.back(); }
+
+  void literal() {
+    if (caseless()) {
+      const char pair[] = {lower(peek(0)), lower(peek(1)), '\0'};
+      for (const std::string_view folds : {"ss", "st", "ff", "fi", "fl"})
+        if (pair == folds) refuse(at_);
+      ascii_if_caseless();
+    }
+    copy(1);
+  }
+  void ascii_if_caseless() const {
+    if (caseless() && static_cast<unsigned char>(in_[at_]) >= 0x80) refuse(at_);
+  }
+  static char lower(char c) {
+    return static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
   }
 
   void escape() {
@@ -62,7 +83,7 @@ class Translator {
 
   void property() {  // \p{L}, \p{Lu}, \p{^L}, \p{Han}
     const std::size_t close = in_.find('}', at_);
-    if (peek(2) != '{' || close == std::string_view::npos) refuse(at_);
+    if (peek(2) != '{' || close == std::string_view::npos || caseless()) refuse(at_);
     std::string_view name = in_.substr(at_ + 3, close - at_ - 3);
     out_ += in_.substr(at_, 3);
     if (name.starts_with('^')) {
@@ -88,6 +109,7 @@ class Translator {
       if (peek(0) == '\\') {
         escape();
       } else {
+        ascii_if_caseless();
         copy(1);
       }
     }
@@ -96,10 +118,18 @@ class Translator {
 
   void group() {
     if (peek(1) == '*') refuse(at_);
-    if (peek(1) != '?') return copy(1);
-    for (const std::string_view open : {"(?:", "(?=", "(?!", "(?>", "(?<=", "(?<!", "(?i:", "(?-i:"})
-      if (in_.substr(at_).starts_with(open)) return copy(open.size());
+    for (const std::string_view open :
+         {"(?:", "(?=", "(?!", "(?>", "(?<=", "(?<!", "(?i:", "(?-i:", "("}) {
+      if (!in_.substr(at_).starts_with(open)) continue;
+      if (open == "(" && peek(1) == '?') break;
+      groups_.push_back(open == "(?i:" || (caseless() && open != "(?-i:"));
+      return copy(open.size());
+    }
     refuse(at_);
+  }
+  void leave() {
+    if (!groups_.empty()) groups_.pop_back();
+    copy(1);
   }
 
   void counts() {  // {2} {2,} {2,3}, and lazy forms of the last two
@@ -124,6 +154,7 @@ class Translator {
   std::string_view in_;
   std::size_t at_ = 0;
   std::string out_;
+  std::vector<bool> groups_;  // open ones: caseless?
 };
 
 }  // namespace

@@ -1,6 +1,8 @@
 // Finds added tokens (whole literals such as <|im_start|>) in text.
 #pragma once
+#include <algorithm>
 #include <array>
+#include <cstdint>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -29,9 +31,12 @@ class AddedTokens {
       at = end;
       if (added->special && !special) continue;
       if (added->single_word && touches_word(text, begin, end)) continue;
-      if (added->lstrip)
+      if (added->lstrip) {
         while (begin > done && space_before(text, begin)) begin = previous_char(text, begin);
+        begin = std::max(begin, done);
+      }
       if (added->rstrip) end = skip_spaces(text, end);
+      if (begin >= end) continue;  // a blank token that the one before has stripped away
       if (done < begin) plain(text.substr(done, begin - done));
       token(added->id);
       done = end;
