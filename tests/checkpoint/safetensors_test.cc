@@ -99,6 +99,8 @@ INSTANTIATE_TEST_SUITE_P(
                   "beyond the end"},
         BadHeader{"WrongSize", T(R"("dtype":"F32","shape":[1],"data_offsets":[0,2])"), "xy",
                   "\"t\": 2 bytes stored, but its shape needs 4"},
+        BadHeader{"TooManyBytes", T(R"("dtype":"U8","shape":[1],"data_offsets":[0,2])"), "xy",
+                  "\"t\": 2 bytes stored, but its shape needs 1"},
         BadHeader{"ShapeOverflow",
                   T(R"("dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[0,0])"), "",
                   "\"t\": its shape overflows"},
