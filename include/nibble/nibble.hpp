@@ -32,9 +32,9 @@ struct GenerateOptions {
 };
 
 struct Generated {
-  std::string text;                   // without the stop string
-  std::vector<std::int32_t> tokens;   // without the id that ended the turn
-  std::string finish_reason;          // "stop", "length" or "cancelled"
+  std::string text;                  // without the stop string
+  std::vector<std::int32_t> tokens;  // without the id that ended the turn
+  std::string finish_reason;         // "stop", "length" or "cancelled"
   std::int64_t prompt_tokens = 0;
 };
 

@@ -37,8 +37,8 @@ class Backend {
   virtual std::unique_ptr<KvCache> make_kv_cache(const KvShape& shape) = 0;
 
   // dst[i] = src[rows[i]], each row `width` floats; rows [m] on the host. dst apart from src.
-  virtual void gather(const float* src, const std::int32_t* rows, std::int64_t m, std::int64_t width,
-                      float* dst) = 0;
+  virtual void gather(const float* src, const std::int32_t* rows, std::int64_t m,
+                      std::int64_t width, float* dst) = 0;
   virtual void embedding(const EmbeddingArgs& a) = 0;
   virtual void linear(const LinearArgs& a) = 0;
   virtual void add_rmsnorm_linear(const AddRmsNormLinearArgs& a) = 0;

@@ -27,7 +27,8 @@ class ThreadPool {
   template <class F>
   void run(F&& f) {
     using Fn = std::remove_reference_t<F>;
-    dispatch([](void* p, int t) { (*static_cast<Fn*>(p))(t); }, const_cast<void*>(static_cast<const void*>(&f)));
+    dispatch([](void* p, int t) { (*static_cast<Fn*>(p))(t); },
+             const_cast<void*>(static_cast<const void*>(&f)));
   }
 
  private:

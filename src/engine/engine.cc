@@ -22,7 +22,8 @@ std::uint64_t available_memory() {
     meminfo.ignore(std::numeric_limits<std::streamsize>::max(), '\n');
   }
   std::uint64_t limit = 0, used = 0;
-  if (std::ifstream("/sys/fs/cgroup/memory.max") >> limit && std::ifstream("/sys/fs/cgroup/memory.current") >> used)
+  if (std::ifstream("/sys/fs/cgroup/memory.max") >> limit &&
+      std::ifstream("/sys/fs/cgroup/memory.current") >> used)
     available = std::min(available, limit > used ? limit - used : 0);
   return available;
 }
@@ -46,51 +47,61 @@ struct Engine::Impl {
   std::vector<float> host_logits;
 };
 
-Engine::Engine(const Checkpoint& checkpoint, const EngineOptions& options) : impl_(std::make_unique<Impl>()) {
+Engine::Engine(const Checkpoint& checkpoint, const EngineOptions& options)
+    : impl_(std::make_unique<Impl>()) {
   const ModelConfig& c = checkpoint.config();
-  if (options.slots < 1 || options.slots > 4096) fail_usage("slots: expected 1 to 4096, got {}", options.slots);
+  if (options.slots < 1 || options.slots > 4096)
+    fail_usage("slots: expected 1 to 4096, got {}", options.slots);
   if (options.context < 0 || options.context > c.max_position)
-    fail_usage("context: the model holds 1 to {} positions, got {}", c.max_position, options.context);
+    fail_usage("context: the model holds 1 to {} positions, got {}", c.max_position,
+               options.context);
   impl_->options = options;
   impl_->vocab = c.vocab;
-  impl_->context = options.context > 0 ? options.context : std::min(c.max_position, kDefaultContext);
-  const KvShape kv{.layers = c.layers, .slots = options.slots, .kv_heads = c.kv_heads, .head_dim = c.head_dim,
+  impl_->context =
+      options.context > 0 ? options.context : std::min(c.max_position, kDefaultContext);
+  const KvShape kv{.layers = c.layers,
+                   .slots = options.slots,
+                   .kv_heads = c.kv_heads,
+                   .head_dim = c.head_dim,
                    .context = impl_->context,
                    .type = options.activations == Activations::Fp32 ? KvType::F32 : KvType::I16};
   const std::uint64_t weights = estimate_weight_bytes(checkpoint), available = available_memory();
   require(weights + kv.bytes() <= available,
-          "not enough memory: weights {:.2f} GB and KV cache {:.2f} GB ({} slots of {} positions) are needed, {:.2f} GB "
+          "not enough memory: weights {:.2f} GB and KV cache {:.2f} GB ({} slots of {} positions) "
+          "are needed, {:.2f} GB "
           "are available; a shorter --context or a smaller model would fit",
           gb(weights), gb(kv.bytes()), options.slots, impl_->context, gb(available));
   impl_->backend = make_backend(options.device, options.threads);
   impl_->model = Model::load(checkpoint, *impl_->backend, kPrefillChunk, options.progress);
   impl_->cache = impl_->backend->make_kv_cache(kv);
   impl_->lengths.assign(static_cast<std::size_t>(options.slots), 0);
-  impl_->memory = {.weights = impl_->model->weight_bytes(),
-                   .weights_per_token = impl_->model->weight_bytes_per_token(),
-                   .kv_cache = kv.bytes(),
-                   .kv_per_position = kv.bytes() / static_cast<std::uint64_t>(kv.slots * kv.padded_context()),
-                   .scratch = impl_->model->scratch_bytes()};
+  impl_->memory = {
+      .weights = impl_->model->weight_bytes(),
+      .weights_per_token = impl_->model->weight_bytes_per_token(),
+      .kv_cache = kv.bytes(),
+      .kv_per_position = kv.bytes() / static_cast<std::uint64_t>(kv.slots * kv.padded_context()),
+      .scratch = impl_->model->scratch_bytes()};
 }
 Engine::~Engine() = default;
 
 std::span<const float> Engine::forward(std::span<const Input> inputs) {
   Impl& e = *impl_;
-  require(!inputs.empty() && inputs.size() <= kMaxSequences, "a step takes 1 to {} sequences, got {}", kMaxSequences,
-          inputs.size());
+  require(!inputs.empty() && inputs.size() <= kMaxSequences,
+          "a step takes 1 to {} sequences, got {}", kMaxSequences, inputs.size());
   e.ids.clear(), e.rows.clear(), e.logits_of.clear();
   std::array<std::int32_t, kMaxSequences> slots{};
   for (std::size_t i = 0; i < inputs.size(); ++i) {
     const Input& in = inputs[i];
-    require(in.slot >= 0 && in.slot < e.options.slots, "slot {} does not exist; the engine has {}", in.slot,
-            e.options.slots);
+    require(in.slot >= 0 && in.slot < e.options.slots, "slot {} does not exist; the engine has {}",
+            in.slot, e.options.slots);
     slots[i] = in.slot;
     require(std::find(slots.begin(), slots.begin() + i, in.slot) == slots.begin() + i,
             "slot {} is given twice in one step", in.slot);
     require(!in.tokens.empty(), "slot {}: no tokens", in.slot);
-    const std::int64_t start = length(in.slot), end = start + static_cast<std::int64_t>(in.tokens.size());
-    require(end <= e.context, "slot {}: position {} is past the context of {}; raise --context", in.slot, end,
-            e.context);
+    const std::int64_t start = length(in.slot),
+                       end = start + static_cast<std::int64_t>(in.tokens.size());
+    require(end <= e.context, "slot {}: position {} is past the context of {}; raise --context",
+            in.slot, end, e.context);
     for (std::int64_t p = start; p < end; ++p) {
       const std::int32_t id = in.tokens[static_cast<std::size_t>(p - start)];
       require(id >= 0 && id < e.vocab, "token id {} is outside the vocabulary of {}", id, e.vocab);
@@ -100,7 +111,8 @@ std::span<const float> Engine::forward(std::span<const Input> inputs) {
       e.rows.push_back({in.slot, static_cast<std::int32_t>(p)});
     }
   }
-  require(e.ids.size() <= kPrefillChunk, "a step takes at most {} tokens, got {}", kPrefillChunk, e.ids.size());
+  require(e.ids.size() <= kPrefillChunk, "a step takes at most {} tokens, got {}", kPrefillChunk,
+          e.ids.size());
   const std::size_t count = e.logits_of.size() * static_cast<std::size_t>(e.vocab);
   if (e.logits_rows < e.logits_of.size()) {
     e.logits = {};
@@ -108,9 +120,13 @@ std::span<const float> Engine::forward(std::span<const Input> inputs) {
     if (!e.backend->is_host()) e.host_logits.resize(count);
     e.logits_rows = e.logits_of.size();
   }
-  e.model->forward({.ids = e.ids, .rows = e.rows, .logits_of = e.logits_of,
-                    .logits = reinterpret_cast<float*>(e.logits.get()), .cache = e.cache.get(),
-                    .activations = e.options.activations, .check_finite = e.options.check_finite});
+  e.model->forward({.ids = e.ids,
+                    .rows = e.rows,
+                    .logits_of = e.logits_of,
+                    .logits = reinterpret_cast<float*>(e.logits.get()),
+                    .cache = e.cache.get(),
+                    .activations = e.options.activations,
+                    .check_finite = e.options.check_finite});
   for (const Input& in : inputs)
     e.lengths[static_cast<std::size_t>(in.slot)] += static_cast<std::int64_t>(in.tokens.size());
   if (count == 0) return {};
@@ -120,18 +136,22 @@ std::span<const float> Engine::forward(std::span<const Input> inputs) {
 }
 
 void Engine::truncate(int slot, std::int64_t n) {
-  require(slot >= 0 && slot < slots() && n >= 0 && n <= length(slot), "cannot cut slot {} to {} positions", slot, n);
+  require(slot >= 0 && slot < slots() && n >= 0 && n <= length(slot),
+          "cannot cut slot {} to {} positions", slot, n);
   impl_->lengths[static_cast<std::size_t>(slot)] = n;
 }
 void Engine::reset(int slot) { truncate(slot, 0); }
-std::int64_t Engine::length(int slot) const { return impl_->lengths.at(static_cast<std::size_t>(slot)); }
+std::int64_t Engine::length(int slot) const {
+  return impl_->lengths.at(static_cast<std::size_t>(slot));
+}
 std::int64_t Engine::context() const { return impl_->context; }
 std::int64_t Engine::vocab() const { return impl_->vocab; }
 int Engine::slots() const { return impl_->options.slots; }
 int Engine::threads() const { return impl_->backend->threads(); }
 const EngineMemory& Engine::memory() const { return impl_->memory; }
 std::string Engine::describe() const {
-  return fmt::format("{}, {} activations", impl_->backend->describe(), activations_name(impl_->options.activations));
+  return fmt::format("{}, {} activations", impl_->backend->describe(),
+                     activations_name(impl_->options.activations));
 }
 
 }  // namespace nibble

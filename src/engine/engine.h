@@ -26,16 +26,16 @@ struct EngineOptions {
 
 // What a decode step reads, and what the engine holds, in bytes.
 struct EngineMemory {
-  std::uint64_t weights = 0;           // all weights, as kept
-  std::uint64_t weights_per_token = 0; // read by one decode step of one sequence
-  std::uint64_t kv_cache = 0;          // all slots
-  std::uint64_t kv_per_position = 0;   // one position of one sequence
+  std::uint64_t weights = 0;            // all weights, as kept
+  std::uint64_t weights_per_token = 0;  // read by one decode step of one sequence
+  std::uint64_t kv_cache = 0;           // all slots
+  std::uint64_t kv_per_position = 0;    // one position of one sequence
   std::uint64_t scratch = 0;
 };
 
 class Engine {
  public:
-  static constexpr int kMaxSequences = 8;   // in one step
+  static constexpr int kMaxSequences = 8;    // in one step
   static constexpr int kPrefillChunk = 256;  // most rows of one forward(); a multiple of 64
 
   enum class Logits { None, Last, All };
@@ -57,8 +57,8 @@ class Engine {
   // multiples of 64 positions; generate.h does.
   std::span<const float> forward(std::span<const Input> inputs);
 
-  void reset(int slot);                       // length 0
-  void truncate(int slot, std::int64_t n);    // keeps the first n positions; n <= length
+  void reset(int slot);                     // length 0
+  void truncate(int slot, std::int64_t n);  // keeps the first n positions; n <= length
   std::int64_t length(int slot) const;
   std::int64_t context() const;
   std::int64_t vocab() const;

@@ -40,11 +40,17 @@ struct WeightFormat {
     const auto s = static_cast<std::uint64_t>(n * groups()) * (scales_are_f16 ? 2 : 4);
     const auto e = static_cast<std::uint64_t>(n * k);
     switch (type) {
-      case WeightType::Int4: return e / 2 + s;
-      case WeightType::Int4Aff: return e / 2 + 2 * s;
-      case WeightType::Int8: return e + s;
-      case WeightType::F16: case WeightType::BF16: return 2 * e;
-      case WeightType::F32: return 4 * e;
+      case WeightType::Int4:
+        return e / 2 + s;
+      case WeightType::Int4Aff:
+        return e / 2 + 2 * s;
+      case WeightType::Int8:
+        return e + s;
+      case WeightType::F16:
+      case WeightType::BF16:
+        return 2 * e;
+      case WeightType::F32:
+        return 4 * e;
     }
     return 0;
   }
@@ -52,10 +58,10 @@ struct WeightFormat {
 
 // A run of rows in canonical form. Unused vectors are empty.
 struct WeightRows {
-  std::vector<std::uint8_t> codes;   // [rows, K] one code a byte (Int8: the signed byte's bits)
-  std::vector<float> scales;         // [rows, K / group]
-  std::vector<float> offsets;        // [rows, K / group], Int4Aff only
-  std::vector<float> values;         // [rows, K], plain types only; exact
+  std::vector<std::uint8_t> codes;  // [rows, K] one code a byte (Int8: the signed byte's bits)
+  std::vector<float> scales;        // [rows, K / group]
+  std::vector<float> offsets;       // [rows, K / group], Int4Aff only
+  std::vector<float> values;        // [rows, K], plain types only; exact
 };
 
 // Where a matrix comes from. read() may be called from several threads at once.

@@ -71,7 +71,10 @@ const float* f32(const Backend::Buffer& b) { return reinterpret_cast<const float
 
 Llama::Llama(const Checkpoint& checkpoint, Backend& backend, std::int64_t max_rows,
              const std::function<void(double)>& progress)
-    : c_(checkpoint.config()), backend_(backend), max_rows_(max_rows), frequencies_(rope_frequencies(c_)) {
+    : c_(checkpoint.config()),
+      backend_(backend),
+      max_rows_(max_rows),
+      frequencies_(rope_frequencies(c_)) {
   const double total = static_cast<double>(estimate_weight_bytes(checkpoint));
   const auto matrix = [&](const MatrixName& m) {
     auto w = backend_.pack(*checkpoint.weight(m.name, m.n, m.k), m.pieces);
@@ -81,7 +84,8 @@ Llama::Llama(const Checkpoint& checkpoint, Backend& backend, std::int64_t max_ro
   };
   embedding_ = matrix({kEmbedding, c_.vocab, c_.hidden, 1});
   if (checkpoint.has(kHead) && !c_.tied_embedding) head_ = matrix({kHead, c_.vocab, c_.hidden, 1});
-  require(head_ || c_.tied_embedding, "lm_head.weight is missing and the configuration does not tie it to the "
+  require(head_ || c_.tied_embedding,
+          "lm_head.weight is missing and the configuration does not tie it to the "
           "embedding; is a shard missing?");
   final_norm_ = vector(checkpoint, "model.norm.weight", c_.hidden);
   for (std::int64_t i = 0; i < c_.layers; ++i) {
@@ -108,7 +112,8 @@ Llama::Llama(const Checkpoint& checkpoint, Backend& backend, std::int64_t max_ro
   bytes_per_token_ = weight_bytes_ - (head_ ? embedding_->bytes() : 0);
   const std::int64_t q = c_.heads * c_.head_dim, kv = c_.kv_heads * c_.head_dim;
   for (float*& h : h_) h = scratch(c_.hidden);
-  delta_ = scratch(c_.hidden), q_ = scratch(q), q_rotated_ = scratch(q), k_ = scratch(kv), v_ = scratch(kv);
+  delta_ = scratch(c_.hidden), q_ = scratch(q), q_rotated_ = scratch(q), k_ = scratch(kv),
+  v_ = scratch(kv);
   attention_ = scratch(q), mlp_ = scratch(c_.intermediate), rope_ = scratch(c_.head_dim);
   rope_host_.resize(static_cast<std::size_t>(max_rows_ * c_.head_dim));
 }
@@ -120,7 +125,8 @@ float* Llama::scratch(std::int64_t width) {
   return reinterpret_cast<float*>(buffers_.back().get());
 }
 
-Backend::Buffer Llama::vector(const Checkpoint& checkpoint, const std::string& name, std::int64_t size) {
+Backend::Buffer Llama::vector(const Checkpoint& checkpoint, const std::string& name,
+                              std::int64_t size) {
   const std::vector<float> v = checkpoint.vector(name, size);
   Backend::Buffer b = backend_.alloc(v.size() * sizeof(float));
   backend_.upload(b.get(), v.data(), v.size() * sizeof(float));
@@ -130,8 +136,8 @@ Backend::Buffer Llama::vector(const Checkpoint& checkpoint, const std::string& n
 
 void Llama::forward(const ForwardArgs& a) {
   const auto m = static_cast<std::int64_t>(a.ids.size());
-  require(m > 0 && m <= max_rows_ && a.rows.size() == a.ids.size(), "[forward] expected 1 to {} rows, got {}",
-          max_rows_, m);
+  require(m > 0 && m <= max_rows_ && a.rows.size() == a.ids.size(),
+          "[forward] expected 1 to {} rows, got {}", max_rows_, m);
   const auto eps = static_cast<float>(c_.rms_eps);
   const std::int64_t q_width = c_.heads * c_.head_dim, kv_width = c_.kv_heads * c_.head_dim;
   const auto finite = [&](std::int64_t layer, const char* op, const float* p, std::int64_t n) {
@@ -142,16 +148,25 @@ void Llama::forward(const ForwardArgs& a) {
       require(std::isfinite(host[i]), "layer {}: {} gives {} at element {}", layer, op, host[i], i);
   };
   rope_table(frequencies_, a.rows, rope_host_.data());
-  backend_.upload(rope_, rope_host_.data(), static_cast<std::size_t>(m * c_.head_dim) * sizeof(float));
+  backend_.upload(rope_, rope_host_.data(),
+                  static_cast<std::size_t>(m * c_.head_dim) * sizeof(float));
 
   backend_.embedding({a.ids.data(), embedding_.get(), m, h_[0]});
   finite(0, "embedding", h_[0], m * c_.hidden);
-  int now = 0;                    // h_[now] is the residual
-  const float* delta = nullptr;   // what the next fused operation adds to it
-  const auto fused = [&](const Backend::Buffer& norm, std::span<const LinearOutput> outputs, Epilogue epilogue) {
-    backend_.add_rmsnorm_linear({.residual = h_[now], .delta = delta, .weight = f32(norm), .eps = eps,
-                                 .residual_out = delta != nullptr ? h_[1 - now] : nullptr, .m = m, .k = c_.hidden,
-                                 .activations = a.activations, .outputs = outputs, .epilogue = epilogue});
+  int now = 0;                   // h_[now] is the residual
+  const float* delta = nullptr;  // what the next fused operation adds to it
+  const auto fused = [&](const Backend::Buffer& norm, std::span<const LinearOutput> outputs,
+                         Epilogue epilogue) {
+    backend_.add_rmsnorm_linear({.residual = h_[now],
+                                 .delta = delta,
+                                 .weight = f32(norm),
+                                 .eps = eps,
+                                 .residual_out = delta != nullptr ? h_[1 - now] : nullptr,
+                                 .m = m,
+                                 .k = c_.hidden,
+                                 .activations = a.activations,
+                                 .outputs = outputs,
+                                 .epilogue = epilogue});
     if (delta != nullptr) now = 1 - now;
   };
   const auto linear = [&](const float* x, std::int64_t k, const Weight& w, const float* bias) {
@@ -165,17 +180,36 @@ void Llama::forward(const ForwardArgs& a) {
                                 {l.k.get(), f32(l.k_bias), k_, kv_width},
                                 {l.v.get(), f32(l.v_bias), v_, kv_width}};
     fused(l.input_norm, qkv, Epilogue::None);
-    finite(i, "q_proj", q_, m * q_width), finite(i, "k_proj", k_, m * kv_width), finite(i, "v_proj", v_, m * kv_width);
-    backend_.rope_cache({.q = q_, .k = k_, .v = v_, .q_norm = f32(l.q_norm), .k_norm = f32(l.k_norm), .eps = eps,
-                         .cos_sin = rope_, .m = m, .heads = c_.heads, .rotary = c_.head_dim, .rows = a.rows.data(),
-                         .cache = a.cache, .layer = i, .q_out = q_rotated_});
-    backend_.attention({.q = q_rotated_, .m = m, .heads = c_.heads,
-                        .scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(c_.head_dim))),
-                        .rows = a.rows.data(), .cache = a.cache, .layer = i, .out = attention_});
+    finite(i, "q_proj", q_, m * q_width), finite(i, "k_proj", k_, m * kv_width),
+        finite(i, "v_proj", v_, m * kv_width);
+    backend_.rope_cache({.q = q_,
+                         .k = k_,
+                         .v = v_,
+                         .q_norm = f32(l.q_norm),
+                         .k_norm = f32(l.k_norm),
+                         .eps = eps,
+                         .cos_sin = rope_,
+                         .m = m,
+                         .heads = c_.heads,
+                         .rotary = c_.head_dim,
+                         .rows = a.rows.data(),
+                         .cache = a.cache,
+                         .layer = i,
+                         .q_out = q_rotated_});
+    backend_.attention(
+        {.q = q_rotated_,
+         .m = m,
+         .heads = c_.heads,
+         .scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(c_.head_dim))),
+         .rows = a.rows.data(),
+         .cache = a.cache,
+         .layer = i,
+         .out = attention_});
     finite(i, "attention", attention_, m * q_width);
     linear(attention_, q_width, *l.o, f32(l.o_bias));
     finite(i, "o_proj", delta_, m * c_.hidden);
-    const LinearOutput gate_up[] = {{l.gate.get(), nullptr, mlp_, c_.intermediate}, {.w = l.up.get()}};
+    const LinearOutput gate_up[] = {{l.gate.get(), nullptr, mlp_, c_.intermediate},
+                                    {.w = l.up.get()}};
     fused(l.post_norm, gate_up, Epilogue::SwiGlu);
     finite(i, "gate_up", mlp_, m * c_.intermediate);
     linear(mlp_, c_.intermediate, *l.down, nullptr);
@@ -188,11 +222,18 @@ void Llama::forward(const ForwardArgs& a) {
   if (wanted != m) {  // the projections' buffers are free again
     backend_.gather(h, a.logits_of.data(), wanted, c_.hidden, h_[1 - now]);
     h = h_[1 - now];
-    if (d != nullptr) backend_.gather(d, a.logits_of.data(), wanted, c_.hidden, h_[now]), d = h_[now];
+    if (d != nullptr)
+      backend_.gather(d, a.logits_of.data(), wanted, c_.hidden, h_[now]), d = h_[now];
   }
   const LinearOutput out{&head(), nullptr, a.logits, c_.vocab};
-  backend_.add_rmsnorm_linear({.residual = h, .delta = d, .weight = f32(final_norm_), .eps = eps, .m = wanted,
-                               .k = c_.hidden, .activations = a.activations, .outputs = {&out, 1}});
+  backend_.add_rmsnorm_linear({.residual = h,
+                               .delta = d,
+                               .weight = f32(final_norm_),
+                               .eps = eps,
+                               .m = wanted,
+                               .k = c_.hidden,
+                               .activations = a.activations,
+                               .outputs = {&out, 1}});
   finite(c_.layers, "lm_head", a.logits, wanted * c_.vocab);
 }
 
@@ -201,7 +242,9 @@ void Llama::forward(const ForwardArgs& a) {
 std::uint64_t estimate_weight_bytes(const Checkpoint& checkpoint) {
   const ModelConfig& c = checkpoint.config();
   std::uint64_t bytes = 0;
-  const auto add = [&](const MatrixName& m) { bytes += checkpoint.weight(m.name, m.n, m.k)->format().bytes(); };
+  const auto add = [&](const MatrixName& m) {
+    bytes += checkpoint.weight(m.name, m.n, m.k)->format().bytes();
+  };
   add({kEmbedding, c.vocab, c.hidden, 1});
   if (checkpoint.has(kHead) && !c.tied_embedding) add({kHead, c.vocab, c.hidden, 1});
   for (std::int64_t i = 0; i < c.layers; ++i)
@@ -209,7 +252,8 @@ std::uint64_t estimate_weight_bytes(const Checkpoint& checkpoint) {
   return bytes;
 }
 
-std::unique_ptr<Model> Model::load(const Checkpoint& checkpoint, Backend& backend, std::int64_t max_rows,
+std::unique_ptr<Model> Model::load(const Checkpoint& checkpoint, Backend& backend,
+                                   std::int64_t max_rows,
                                    const std::function<void(double)>& progress) {
   return std::make_unique<Llama>(checkpoint, backend, max_rows, progress);
 }

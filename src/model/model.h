@@ -11,20 +11,21 @@
 namespace nibble {
 
 struct ForwardArgs {
-  std::span<const std::int32_t> ids;       // [M]
-  std::span<const RowPlace> rows;          // [M] where each id stands; a sequence's rows ascend
-  std::span<const std::int32_t> logits_of; // ascending indices of rows whose logits are wanted
-  float* logits = nullptr;                 // backend memory [logits_of.size(), vocab]
+  std::span<const std::int32_t> ids;        // [M]
+  std::span<const RowPlace> rows;           // [M] where each id stands; a sequence's rows ascend
+  std::span<const std::int32_t> logits_of;  // ascending indices of rows whose logits are wanted
+  float* logits = nullptr;                  // backend memory [logits_of.size(), vocab]
   KvCache* cache = nullptr;
   Activations activations = Activations::Int16;
-  bool check_finite = false;               // throw at the first operation with a NaN or Inf
+  bool check_finite = false;  // throw at the first operation with a NaN or Inf
 };
 
 class Model {
  public:
   virtual ~Model() = default;
   // progress (may be empty) is called with the fraction loaded. max_rows: most rows of a forward().
-  static std::unique_ptr<Model> load(const Checkpoint& checkpoint, Backend& backend, std::int64_t max_rows,
+  static std::unique_ptr<Model> load(const Checkpoint& checkpoint, Backend& backend,
+                                     std::int64_t max_rows,
                                      const std::function<void(double)>& progress);
 
   virtual void forward(const ForwardArgs& a) = 0;

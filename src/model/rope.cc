@@ -8,14 +8,17 @@ namespace nibble {
 std::vector<float> rope_frequencies(const ModelConfig& c) {
   std::vector<float> f(static_cast<std::size_t>(c.head_dim / 2));
   for (std::size_t d = 0; d < f.size(); ++d) {
-    double w = std::pow(c.rope_theta, -2.0 * static_cast<double>(d) / static_cast<double>(c.head_dim));
+    double w =
+        std::pow(c.rope_theta, -2.0 * static_cast<double>(d) / static_cast<double>(c.head_dim));
     if (c.rope_scaling) {
       const RopeScaling& s = *c.rope_scaling;
-      const double turns = static_cast<double>(s.original_max_position) * w / (2 * std::numbers::pi);
+      const double turns =
+          static_cast<double>(s.original_max_position) * w / (2 * std::numbers::pi);
       if (turns < s.low_freq_factor) {
         w /= s.factor;
       } else if (turns < s.high_freq_factor) {
-        const double smooth = (turns - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor);
+        const double smooth =
+            (turns - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor);
         w = (1 - smooth) * w / s.factor + smooth * w;
       }
     }

@@ -19,19 +19,24 @@ void check(const AddRmsNormLinearArgs& a) {
   };
   const auto apart = [&](const Out& o) {
     const std::pair<const char*, std::pair<const float*, std::size_t>> inputs[] = {
-        {"residual", {a.residual, bytes}}, {"delta", {a.delta, bytes}}, {"weight", {a.weight, row}}};
+        {"residual", {a.residual, bytes}},
+        {"delta", {a.delta, bytes}},
+        {"weight", {a.weight, row}}};
     for (const auto& [name, in] : inputs)
-      require(!overlap(o.p, o.bytes, in.first, in.second),
-              "[add_rmsnorm_linear] expected {} apart from {}, got an alias: an operation never writes "
-              "what it reads (ping-pong the residual between two buffers)",
-              o.name, name);
+      require(
+          !overlap(o.p, o.bytes, in.first, in.second),
+          "[add_rmsnorm_linear] expected {} apart from {}, got an alias: an operation never writes "
+          "what it reads (ping-pong the residual between two buffers)",
+          o.name, name);
   };
   const Out h{"residual_out", a.residual_out, bytes}, u{"normed", a.normed, bytes};
   apart(h), apart(u);
-  require(!overlap(h.p, h.bytes, u.p, u.bytes), "[add_rmsnorm_linear] expected residual_out apart from normed");
+  require(!overlap(h.p, h.bytes, u.p, u.bytes),
+          "[add_rmsnorm_linear] expected residual_out apart from normed");
   for (const LinearOutput& o : a.outputs) {
     if (o.y == nullptr) continue;
-    const Out y{"y", o.y, static_cast<std::size_t>((a.m - 1) * o.ldy + o.w->format().n) * sizeof(float)};
+    const Out y{"y", o.y,
+                static_cast<std::size_t>((a.m - 1) * o.ldy + o.w->format().n) * sizeof(float)};
     apart(y);
     require(!overlap(y.p, y.bytes, h.p, h.bytes) && !overlap(y.p, y.bytes, u.p, u.bytes),
             "[add_rmsnorm_linear] expected y apart from residual_out and normed");

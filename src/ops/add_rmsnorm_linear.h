@@ -19,8 +19,8 @@ struct AddRmsNormLinearArgs {
   const float* weight = nullptr;    // [K] norm weight
   float eps = 1e-6f;
   bool unit_offset = false;
-  float* residual_out = nullptr;    // [M, K] or null
-  float* normed = nullptr;          // [M, K] or null
+  float* residual_out = nullptr;  // [M, K] or null
+  float* normed = nullptr;        // [M, K] or null
   std::int64_t m = 0, k = 0;
   Activations activations = Activations::Int16;
   std::span<const LinearOutput> outputs;  // 1 to 4, as LinearArgs

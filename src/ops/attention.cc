@@ -8,19 +8,21 @@
 namespace nibble {
 namespace {
 
-void check_rows(const char* op, const RowPlace* rows, std::int64_t m, const KvCache* cache, std::int64_t layer,
-                std::int64_t heads) {
-  require(m > 0 && rows != nullptr && cache != nullptr, "[{}] expected rows and a cache, got null", op);
+void check_rows(const char* op, const RowPlace* rows, std::int64_t m, const KvCache* cache,
+                std::int64_t layer, std::int64_t heads) {
+  require(m > 0 && rows != nullptr && cache != nullptr, "[{}] expected rows and a cache, got null",
+          op);
   const KvShape& s = cache->shape();
   require(s.head_dim > 0 && s.head_dim % 8 == 0 && s.head_dim <= 512,
           "[{}] expected head_dim a multiple of 8 up to 512, got {}", op, s.head_dim);
-  require(heads > 0 && heads % s.kv_heads == 0, "[{}] expected heads a multiple of {} kv heads, got {}", op,
-          s.kv_heads, heads);
+  require(heads > 0 && heads % s.kv_heads == 0,
+          "[{}] expected heads a multiple of {} kv heads, got {}", op, s.kv_heads, heads);
   require(layer >= 0 && layer < s.layers, "[{}] expected layer < {}, got {}", op, s.layers, layer);
   for (std::int64_t i = 0; i < m; ++i)
-    require(rows[i].slot >= 0 && rows[i].slot < s.slots && rows[i].position >= 0 && rows[i].position < s.context,
-            "[{}] expected slot < {} and position < {}, got slot {} position {}", op, s.slots, s.context,
-            rows[i].slot, rows[i].position);
+    require(rows[i].slot >= 0 && rows[i].slot < s.slots && rows[i].position >= 0 &&
+                rows[i].position < s.context,
+            "[{}] expected slot < {} and position < {}, got slot {} position {}", op, s.slots,
+            s.context, rows[i].slot, rows[i].position);
 }
 
 }  // namespace
@@ -30,10 +32,12 @@ void check(const RopeCacheArgs& a) {
   const std::int64_t hd = a.cache->shape().head_dim;
   require(a.rotary > 0 && a.rotary % 2 == 0 && a.rotary <= hd,
           "[rope_cache] expected an even rotary size up to {}, got {}", hd, a.rotary);
-  require(a.q != nullptr && a.k != nullptr && a.v != nullptr && a.cos_sin != nullptr && a.q_out != nullptr,
+  require(a.q != nullptr && a.k != nullptr && a.v != nullptr && a.cos_sin != nullptr &&
+              a.q_out != nullptr,
           "[rope_cache] expected q, k, v, cos_sin and q_out, got null");
   const auto bytes = static_cast<std::size_t>(a.m * a.heads * hd) * sizeof(float);
-  const auto kv_bytes = static_cast<std::size_t>(a.m * a.cache->shape().kv_heads * hd) * sizeof(float);
+  const auto kv_bytes =
+      static_cast<std::size_t>(a.m * a.cache->shape().kv_heads * hd) * sizeof(float);
   require(!overlap(a.q_out, bytes, a.q, bytes) && !overlap(a.q_out, bytes, a.k, kv_bytes) &&
               !overlap(a.q_out, bytes, a.v, kv_bytes),
           "[rope_cache] expected q_out apart from q, k and v, got an alias");
@@ -42,12 +46,14 @@ void check(const RopeCacheArgs& a) {
 void check(const AttentionArgs& a) {
   check_rows("attention", a.rows, a.m, a.cache, a.layer, a.heads);
   require(a.q != nullptr && a.out != nullptr, "[attention] expected q and out, got null");
-  const auto bytes = static_cast<std::size_t>(a.m * a.heads * a.cache->shape().head_dim) * sizeof(float);
-  require(!overlap(a.out, bytes, a.q, bytes), "[attention] expected out apart from q, got an alias");
+  const auto bytes =
+      static_cast<std::size_t>(a.m * a.heads * a.cache->shape().head_dim) * sizeof(float);
+  require(!overlap(a.out, bytes, a.q, bytes),
+          "[attention] expected out apart from q, got an alias");
 }
 
-void rope_reference(const float* x, std::int64_t head_dim, const float* norm, double eps, const float* cos_sin,
-                    std::int64_t rotary, double* y) {
+void rope_reference(const float* x, std::int64_t head_dim, const float* norm, double eps,
+                    const float* cos_sin, std::int64_t rotary, double* y) {
   double sum = 0;
   for (std::int64_t d = 0; d < head_dim; ++d) sum += static_cast<double>(x[d]) * x[d];
   const double inv = 1.0 / std::sqrt(sum / static_cast<double>(head_dim) + eps);
@@ -66,7 +72,8 @@ void attention_reference(const float* q, const float* keys, const float* values,
   double top = -INFINITY, sum = 0;
   for (std::int64_t i = 0; i < t; ++i) {
     double dot = 0;
-    for (std::int64_t d = 0; d < head_dim; ++d) dot += static_cast<double>(q[d]) * keys[i * head_dim + d];
+    for (std::int64_t d = 0; d < head_dim; ++d)
+      dot += static_cast<double>(q[d]) * keys[i * head_dim + d];
     p[static_cast<std::size_t>(i)] = dot * scale;
     top = std::max(top, dot * scale);
   }

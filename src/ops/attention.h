@@ -8,9 +8,9 @@
 // attention, per row and query head j, kv head floor(j / (heads / kv_heads)):
 //   out_j = softmax(scale * q_j . k_t, t = 0..position) v_t
 // The softmax runs over blocks of 64 positions inside splits of 512, both anchored at absolute
-// positions, and splits are combined in ascending order: bits depend on the row's own sequence only.
-// Aliasing: q_out apart from q, k, v; out apart from q. The cache is advanced in place (the named
-// exception of docs/design.md): each element is written by exactly one thread of one launch.
+// positions, and splits are combined in ascending order: bits depend on the row's own sequence
+// only. Aliasing: q_out apart from q, k, v; out apart from q. The cache is advanced in place (the
+// named exception of docs/design.md): each element is written by exactly one thread of one launch.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -20,7 +20,8 @@
 namespace nibble {
 
 // I16: 16-bit fixed point, one fp32 scale a head's vector (largest magnitude / 32512). fp16 takes
-// as many bytes and is ten times as coarse: it alone moved the oracles' logits by 0.008 (median RMS).
+// as many bytes and is ten times as coarse: it alone moved the oracles' logits by 0.008 (median
+// RMS).
 enum class KvType : std::uint8_t { I16, F32 };
 
 struct KvShape {
@@ -54,18 +55,18 @@ struct RowPlace {
 };
 
 struct RopeCacheArgs {
-  const float* q = nullptr;        // [M, heads * head_dim]
-  const float* k = nullptr;        // [M, kv_heads * head_dim]
-  const float* v = nullptr;        // [M, kv_heads * head_dim]
-  const float* q_norm = nullptr;   // [head_dim] or null
-  const float* k_norm = nullptr;   // [head_dim] or null
+  const float* q = nullptr;       // [M, heads * head_dim]
+  const float* k = nullptr;       // [M, kv_heads * head_dim]
+  const float* v = nullptr;       // [M, kv_heads * head_dim]
+  const float* q_norm = nullptr;  // [head_dim] or null
+  const float* k_norm = nullptr;  // [head_dim] or null
   float eps = 1e-6f;
   const float* cos_sin = nullptr;  // [M, rotary / 2, 2]
   std::int64_t m = 0, heads = 0, rotary = 0;
   const RowPlace* rows = nullptr;  // [M], no two alike
   KvCache* cache = nullptr;
   std::int64_t layer = 0;
-  float* q_out = nullptr;          // [M, heads * head_dim]
+  float* q_out = nullptr;  // [M, heads * head_dim]
 };
 
 struct AttentionArgs {

@@ -18,8 +18,8 @@ inline void check(const EmbeddingArgs& a) {
   require(a.m > 0 && a.ids != nullptr && a.w != nullptr && a.h != nullptr,
           "[embedding] expected ids, a matrix and an output, got null");
   for (std::int64_t i = 0; i < a.m; ++i)
-    require(a.ids[i] >= 0 && a.ids[i] < a.w->format().n, "[embedding] expected ids below {}, got {}",
-            a.w->format().n, a.ids[i]);
+    require(a.ids[i] >= 0 && a.ids[i] < a.w->format().n,
+            "[embedding] expected ids below {}, got {}", a.w->format().n, a.ids[i]);
 }
 
 }  // namespace nibble

@@ -23,8 +23,8 @@ class Weight {
  public:
   virtual ~Weight() = default;
   const WeightFormat& format() const { return format_; }
-  int pieces() const { return pieces_; }            // ops/pieces.h
-  std::uint64_t bytes() const { return bytes_; }    // as kept
+  int pieces() const { return pieces_; }          // ops/pieces.h
+  std::uint64_t bytes() const { return bytes_; }  // as kept
 
  protected:
   Weight(const WeightFormat& f, int pieces) : format_(f), pieces_(pieces) {}
@@ -55,8 +55,8 @@ void check(const LinearArgs& a);
 
 // Double-precision reference of one matrix: w dequantised [N, K]. y and magnitude are [M, N];
 // magnitude = sum |w x| (+ |bias|), the unit of every error bound.
-void linear_reference(const double* x, std::int64_t m, std::int64_t k, const float* w, std::int64_t n,
-                      const float* bias, double* y, double* magnitude);
+void linear_reference(const double* x, std::int64_t m, std::int64_t k, const float* w,
+                      std::int64_t n, const float* bias, double* y, double* magnitude);
 
 // True when [a, a + an) and [b, b + bn) share a byte; null never does.
 bool overlap(const void* a, std::size_t an, const void* b, std::size_t bn);

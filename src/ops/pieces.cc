@@ -12,15 +12,18 @@ std::int64_t piece_begin(std::int64_t k, int pieces, int i) {
 }
 
 KPlan plan_k(std::int64_t k, int group, int pieces) {
-  require(k > 0 && k < (std::int64_t{1} << 31) - kChunk, "[linear] expected 0 < K < 2^31, got {}", k);
+  require(k > 0 && k < (std::int64_t{1} << 31) - kChunk, "[linear] expected 0 < K < 2^31, got {}",
+          k);
   require(pieces == 1 || pieces == 2 || pieces == 4 || pieces == 8,
           "[linear] expected 1, 2, 4 or 8 pieces, got {}", pieces);
   require(group == 0 || (group % kChunk == 0 && k % group == 0),
-          "[linear] expected a group that is a multiple of 32 and divides K, got K {} group {}", k, group);
+          "[linear] expected a group that is a multiple of 32 and divides K, got K {} group {}", k,
+          group);
   KPlan p{.k = k, .padded_k = (k + kChunk - 1) / kChunk * kChunk, .pieces = pieces};
   for (int i = 0; i < pieces; ++i) {
     const auto first = static_cast<std::int32_t>((piece_begin(k, pieces, i) + kChunk - 1) / kChunk);
-    const auto last = static_cast<std::int32_t>((piece_begin(k, pieces, i + 1) + kChunk - 1) / kChunk);
+    const auto last =
+        static_cast<std::int32_t>((piece_begin(k, pieces, i + 1) + kChunk - 1) / kChunk);
     for (std::int32_t c = first; c < last; ++c) {
       const bool new_block = (c - first) % (kBlock / kChunk) == 0;
       if (new_block) p.block_chunk.push_back(c), ++p.blocks;

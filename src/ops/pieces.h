@@ -12,8 +12,8 @@
 
 namespace nibble {
 
-inline constexpr int kChunk = 32;       // columns
-inline constexpr int kBlock = 64;       // columns that share an activation scale
+inline constexpr int kChunk = 32;  // columns
+inline constexpr int kBlock = 64;  // columns that share an activation scale
 inline constexpr int kRowParallelPieces = 8;
 
 struct Unit {

@@ -16,7 +16,8 @@ const char* const kModel = NIBBLE_REPO "/models/SmolLM2-135M-Instruct.Q4_1.gguf"
 class Golden : public testing::Test {
  protected:
   void SetUp() override {
-    if (!std::filesystem::exists(kModel)) GTEST_SKIP() << kModel << " is not there; ./run fetches it";
+    if (!std::filesystem::exists(kModel))
+      GTEST_SKIP() << kModel << " is not there; ./run fetches it";
   }
 };
 
@@ -37,14 +38,17 @@ TEST_F(Golden, GreedyAnswers) {
 
 TEST_F(Golden, SamplingFollowsTheSeedAndCancelStops) {
   LanguageModel model(kModel, {.context = 512});
-  const auto prompt = model.chat_prompt({{"system", "You tell stories."}, {"user", "Tell me one."}});
-  const GenerateOptions o{.max_tokens = 24, .temperature = 0.9, .top_k = 50, .top_p = 0.95, .seed = 7};
+  const auto prompt =
+      model.chat_prompt({{"system", "You tell stories."}, {"user", "Tell me one."}});
+  const GenerateOptions o{
+      .max_tokens = 24, .temperature = 0.9, .top_k = 50, .top_p = 0.95, .seed = 7};
   const Generated a = model.generate(prompt, o), b = model.generate(prompt, o);
   EXPECT_EQ(a.text, b.text);
   GenerateOptions other = o;
   other.seed = 8;
   EXPECT_NE(model.generate(prompt, other).text, a.text);
-  EXPECT_EQ(model.generate(prompt, o, [](std::string_view) { return false; }).finish_reason, "cancelled");
+  EXPECT_EQ(model.generate(prompt, o, [](std::string_view) { return false; }).finish_reason,
+            "cancelled");
   EXPECT_EQ(model.decode(model.encode("naïve café 你好")), "naïve café 你好");
   EXPECT_THROW(model.generate(std::vector<std::int32_t>(600, 1), o), std::runtime_error);
   EXPECT_THROW(model.generate({}, o), std::runtime_error);

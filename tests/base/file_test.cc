@@ -61,8 +61,12 @@ TEST(Half, EveryHalfRoundTrips) {
                                         : std::ldexp(1024 + mantissa, exponent - 25);
     ASSERT_TRUE(half_to_float(h) == (h >> 15 ? -size : size) ||
                 (std::isnan(half_to_float(h)) && std::isnan(size)));
-    if (!std::isnan(half_to_float(h))) { ASSERT_EQ(float_to_half(half_to_float(h)), h); }
-    if (!std::isnan(bf16_to_float(h))) { ASSERT_EQ(float_to_bf16(bf16_to_float(h)), h); }
+    if (!std::isnan(half_to_float(h))) {
+      ASSERT_EQ(float_to_half(half_to_float(h)), h);
+    }
+    if (!std::isnan(bf16_to_float(h))) {
+      ASSERT_EQ(float_to_bf16(bf16_to_float(h)), h);
+    }
   }
 }
 

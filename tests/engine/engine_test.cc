@@ -81,7 +81,8 @@ Errors against_oracle(Activations a) {
         ++e.wrong_argmax;
     }
   }
-  std::nth_element(rms.begin(), rms.begin() + static_cast<std::ptrdiff_t>(rms.size() / 2), rms.end());
+  std::nth_element(rms.begin(), rms.begin() + static_cast<std::ptrdiff_t>(rms.size() / 2),
+                   rms.end());
   e.median_rms = rms[rms.size() / 2];
   return e;
 }
@@ -106,7 +107,8 @@ std::vector<std::int32_t> random_ids(std::size_t n, unsigned seed) {
 }
 
 // Logits of every position of `ids`, fed in the given cuts.
-std::vector<float> feed(Engine& e, int slot, const std::vector<std::int32_t>& ids, const std::vector<std::size_t>& cuts) {
+std::vector<float> feed(Engine& e, int slot, const std::vector<std::int32_t>& ids,
+                        const std::vector<std::size_t>& cuts) {
   std::vector<float> all;
   std::size_t at = 0;
   for (std::size_t c = 0; at < ids.size(); ++c) {
@@ -165,7 +167,8 @@ TEST(Promise, ASequenceIsTheSameInAnyCompany) {
         e.reset(slot);
         continue;
       }
-      const std::size_t n = std::min<std::size_t>(1 + (rng() % 4 == 0 ? rng() % 9 : 0), ids[s].size() - at);
+      const std::size_t n =
+          std::min<std::size_t>(1 + (rng() % 4 == 0 ? rng() % 9 : 0), ids[s].size() - at);
       inputs.push_back({slot, std::span(ids[s]).subspan(at, n), Engine::Logits::Last});
       from.push_back(at + n - 1);
     }
@@ -175,7 +178,8 @@ TEST(Promise, ASequenceIsTheSameInAnyCompany) {
     const auto y = e.forward(inputs);
     for (std::size_t i = 0; i < inputs.size(); ++i, ++compared) {
       const auto& want = alone[static_cast<std::size_t>(inputs[i].slot)];
-      ASSERT_EQ(std::memcmp(y.data() + i * 320, want.data() + from[i] * 320, 320 * sizeof(float)), 0)
+      ASSERT_EQ(std::memcmp(y.data() + i * 320, want.data() + from[i] * 320, 320 * sizeof(float)),
+                0)
           << "step " << step << " slot " << inputs[i].slot << " position " << from[i];
     }
   }
@@ -214,7 +218,8 @@ TEST(Engine, MemoryIsRefusedWithFigures) {
     Engine e(*huge, {.context = 1 << 30});  // a terabyte of KV cache
     ADD_FAILURE() << "loaded";
   } catch (const Error& e) {
-    EXPECT_NE(std::string(e.what()).find("not enough memory: weights"), std::string::npos) << e.what();
+    EXPECT_NE(std::string(e.what()).find("not enough memory: weights"), std::string::npos)
+        << e.what();
   }
   std::filesystem::remove_all(dir);
 }

@@ -22,9 +22,14 @@ struct Result {
 
 // Feeds `length` positions in steps of `chunk` rows and returns every row's attention output.
 Result feed(cpu::CpuBackend& b, const Case& c, std::int64_t chunk, std::int64_t slot) {
-  const std::int64_t qw = c.heads * c.head_dim, kw = c.kv_heads * c.head_dim, rotary = c.head_dim / 2 / 2 * 2;
-  const auto cache = b.make_kv_cache({.layers = 2, .slots = 3, .kv_heads = c.kv_heads, .head_dim = c.head_dim,
-                                      .context = c.length, .type = c.type});
+  const std::int64_t qw = c.heads * c.head_dim, kw = c.kv_heads * c.head_dim,
+                     rotary = c.head_dim / 2 / 2 * 2;
+  const auto cache = b.make_kv_cache({.layers = 2,
+                                      .slots = 3,
+                                      .kv_heads = c.kv_heads,
+                                      .head_dim = c.head_dim,
+                                      .context = c.length,
+                                      .type = c.type});
   const std::vector<float> q = random_floats(static_cast<std::size_t>(c.length * qw), 1);
   const std::vector<float> k = random_floats(static_cast<std::size_t>(c.length * kw), 2);
   const std::vector<float> v = random_floats(static_cast<std::size_t>(c.length * kw), 3);
@@ -35,25 +40,44 @@ Result feed(cpu::CpuBackend& b, const Case& c, std::int64_t chunk, std::int64_t 
   for (std::int64_t p = 0; p < c.length; p += chunk) {
     const std::int64_t m = std::min(chunk, c.length - p);
     std::vector<RowPlace> rows;
-    for (std::int64_t i = 0; i < m; ++i) rows.push_back({static_cast<int>(slot), static_cast<int>(p + i)});
+    for (std::int64_t i = 0; i < m; ++i)
+      rows.push_back({static_cast<int>(slot), static_cast<int>(p + i)});
     const auto part = [&](const std::vector<float>& x, std::int64_t w) {
       return std::vector<float>(x.begin() + p * w, x.begin() + (p + m) * w);
     };
     Guarded qi(part(q, qw)), ki(part(k, kw)), vi(part(v, kw)), ci(part(cs, rotary));
     Guarded q_out(static_cast<std::size_t>(m * qw)), out(static_cast<std::size_t>(m * qw));
-    b.rope_cache({.q = qi.data(), .k = ki.data(), .v = vi.data(), .q_norm = c.norm ? norm.data() : nullptr,
-                  .k_norm = c.norm ? norm.data() : nullptr, .cos_sin = ci.data(), .m = m, .heads = c.heads,
-                  .rotary = rotary, .rows = rows.data(), .cache = cache.get(), .layer = 1, .q_out = q_out.data()});
+    b.rope_cache({.q = qi.data(),
+                  .k = ki.data(),
+                  .v = vi.data(),
+                  .q_norm = c.norm ? norm.data() : nullptr,
+                  .k_norm = c.norm ? norm.data() : nullptr,
+                  .cos_sin = ci.data(),
+                  .m = m,
+                  .heads = c.heads,
+                  .rotary = rotary,
+                  .rows = rows.data(),
+                  .cache = cache.get(),
+                  .layer = 1,
+                  .q_out = q_out.data()});
     for (std::int64_t i = 0; i < m; ++i)  // RoPE against its reference
       for (std::int64_t h = 0; h < c.heads; ++h) {
         std::vector<double> want(static_cast<std::size_t>(c.head_dim));
-        rope_reference(q.data() + (p + i) * qw + h * c.head_dim, c.head_dim, c.norm ? norm.data() : nullptr, 1e-6,
-                       cs.data() + (p + i) * rotary, rotary, want.data());
+        rope_reference(q.data() + (p + i) * qw + h * c.head_dim, c.head_dim,
+                       c.norm ? norm.data() : nullptr, 1e-6, cs.data() + (p + i) * rotary, rotary,
+                       want.data());
         for (std::int64_t d = 0; d < c.head_dim; ++d)
-          EXPECT_NEAR(q_out.data()[i * qw + h * c.head_dim + d], want[static_cast<std::size_t>(d)], 2e-5);
+          EXPECT_NEAR(q_out.data()[i * qw + h * c.head_dim + d], want[static_cast<std::size_t>(d)],
+                      2e-5);
       }
-    b.attention({.q = q_out.data(), .m = m, .heads = c.heads, .scale = 0.125f, .rows = rows.data(),
-                 .cache = cache.get(), .layer = 1, .out = out.data()});
+    b.attention({.q = q_out.data(),
+                 .m = m,
+                 .heads = c.heads,
+                 .scale = 0.125f,
+                 .rows = rows.data(),
+                 .cache = cache.get(),
+                 .layer = 1,
+                 .out = out.data()});
     const std::vector<float> o = out.copy(), qo = q_out.copy();
     r.out.insert(r.out.end(), o.begin(), o.end());
     r.q.insert(r.q.end(), qo.begin(), qo.end());
@@ -78,35 +102,53 @@ TEST_P(AttentionTest, MatchesReferenceAndBitsAgree) {
     for (std::int64_t h = 0; h < c.heads; ++h) {
       std::vector<double> want(static_cast<std::size_t>(c.head_dim)), mag(want.size());
       const std::int64_t kv = h / ratio * c.length * c.head_dim;
-      attention_reference(r.q.data() + p * qw + h * c.head_dim, r.keys.data() + kv, r.values.data() + kv, p + 1,
-                          c.head_dim, 0.125, want.data(), mag.data());
+      attention_reference(r.q.data() + p * qw + h * c.head_dim, r.keys.data() + kv,
+                          r.values.data() + kv, p + 1, c.head_dim, 0.125, want.data(), mag.data());
       for (std::int64_t d = 0; d < c.head_dim; ++d)
-        ASSERT_LE(std::fabs(r.out[static_cast<std::size_t>(p * qw + h * c.head_dim + d)] - want[static_cast<std::size_t>(d)]),
+        ASSERT_LE(std::fabs(r.out[static_cast<std::size_t>(p * qw + h * c.head_dim + d)] -
+                            want[static_cast<std::size_t>(d)]),
                   1e-5 * mag[static_cast<std::size_t>(d)] + 1e-7)
             << "position " << p << " head " << h << " dim " << d;
     }
   for (const auto& b : all) ASSERT_TRUE(same_bits(feed(*b, c, 64, 0).out, r.out)) << b->describe();
   // Any cut of the rows, down to one a step, and any slot.
-  for (const std::int64_t chunk : {1, 7, 128}) ASSERT_TRUE(same_bits(feed(*all.back(), c, chunk, 2).out, r.out)) << chunk;
+  for (const std::int64_t chunk : {1, 7, 128})
+    ASSERT_TRUE(same_bits(feed(*all.back(), c, chunk, 2).out, r.out)) << chunk;
 }
 
-INSTANTIATE_TEST_SUITE_P(All, AttentionTest,
-                         testing::Values(Case{3, 1, 64, 150, KvType::F32, false}, Case{9, 3, 64, 70, KvType::I16, false},
-                                         Case{4, 4, 8, 65, KvType::F32, true}, Case{6, 2, 72, 64, KvType::I16, true},
-                                         Case{7, 1, 128, 33, KvType::F32, false}, Case{8, 2, 256, 66, KvType::I16, true},
-                                         Case{2, 1, 16, 1100, KvType::F32, false}));
+INSTANTIATE_TEST_SUITE_P(
+    All, AttentionTest,
+    testing::Values(Case{3, 1, 64, 150, KvType::F32, false}, Case{9, 3, 64, 70, KvType::I16, false},
+                    Case{4, 4, 8, 65, KvType::F32, true}, Case{6, 2, 72, 64, KvType::I16, true},
+                    Case{7, 1, 128, 33, KvType::F32, false}, Case{8, 2, 256, 66, KvType::I16, true},
+                    Case{2, 1, 16, 1100, KvType::F32, false}));
 
 // A sequence that met NaN leaves nothing behind for the next one in its slot.
 TEST(Attention, ForgetsAnEarlierSequencesNaN) {
   for (const KvType type : {KvType::I16, KvType::F32})
     for (const auto& b : harness::backends()) {
-      const auto cache = b->make_kv_cache({.layers = 1, .slots = 1, .kv_heads = 1, .head_dim = 16, .context = 64, .type = type});
+      const auto cache = b->make_kv_cache(
+          {.layers = 1, .slots = 1, .kv_heads = 1, .head_dim = 16, .context = 64, .type = type});
       std::vector<float> x = random_floats(16, 1), cs(16, 0.5f), q(16), out(16);
       const auto step = [&](std::int32_t position) {
         const RowPlace row{0, position};
-        b->rope_cache({.q = x.data(), .k = x.data(), .v = x.data(), .cos_sin = cs.data(), .m = 1, .heads = 1, .rotary = 16,
-                       .rows = &row, .cache = cache.get(), .q_out = q.data()});
-        b->attention({.q = q.data(), .m = 1, .heads = 1, .scale = 1, .rows = &row, .cache = cache.get(), .out = out.data()});
+        b->rope_cache({.q = x.data(),
+                       .k = x.data(),
+                       .v = x.data(),
+                       .cos_sin = cs.data(),
+                       .m = 1,
+                       .heads = 1,
+                       .rotary = 16,
+                       .rows = &row,
+                       .cache = cache.get(),
+                       .q_out = q.data()});
+        b->attention({.q = q.data(),
+                      .m = 1,
+                      .heads = 1,
+                      .scale = 1,
+                      .rows = &row,
+                      .cache = cache.get(),
+                      .out = out.data()});
       };
       step(0);
       const std::vector<float> want = out, good = x;
@@ -121,11 +163,19 @@ TEST(Attention, ForgetsAnEarlierSequencesNaN) {
 
 TEST(Attention, RefusesBadArguments) {
   cpu::CpuBackend& b = *harness::backends()[0];
-  const auto cache = b.make_kv_cache({.layers = 1, .slots = 1, .kv_heads = 2, .head_dim = 16, .context = 8, .type = KvType::F32});
+  const auto cache = b.make_kv_cache(
+      {.layers = 1, .slots = 1, .kv_heads = 2, .head_dim = 16, .context = 8, .type = KvType::F32});
   std::vector<float> q(64), out(64);
   RowPlace row{0, 0};
   const auto run = [&](std::int64_t heads, float* o, std::int64_t layer) {
-    b.attention({.q = q.data(), .m = 1, .heads = heads, .scale = 1, .rows = &row, .cache = cache.get(), .layer = layer, .out = o});
+    b.attention({.q = q.data(),
+                 .m = 1,
+                 .heads = heads,
+                 .scale = 1,
+                 .rows = &row,
+                 .cache = cache.get(),
+                 .layer = layer,
+                 .out = o});
   };
   run(4, out.data(), 0);
   EXPECT_THROW(run(3, out.data(), 0), Error);
@@ -136,7 +186,8 @@ TEST(Attention, RefusesBadArguments) {
 }
 
 TEST(Embedding, RowsOfEveryType) {
-  for (const WeightType t : {WeightType::Int4, WeightType::Int4Aff, WeightType::Int8, WeightType::F16, WeightType::BF16, WeightType::F32}) {
+  for (const WeightType t : {WeightType::Int4, WeightType::Int4Aff, WeightType::Int8,
+                             WeightType::F16, WeightType::BF16, WeightType::F32}) {
     const harness::RandomWeight source(t, 50, 96, 32, 1);
     cpu::CpuBackend& b = *harness::backends().back();
     const auto w = b.pack(source, 1);
@@ -145,7 +196,8 @@ TEST(Embedding, RowsOfEveryType) {
     b.embedding({ids, w.get(), 4, h.data()});
     for (int i = 0; i < 4; ++i) {
       const std::vector<float> want = dequantise(source, ids[i], 1);
-      EXPECT_TRUE(same_bits({h.data() + i * 96, h.data() + (i + 1) * 96}, want)) << weight_type_name(t);
+      EXPECT_TRUE(same_bits({h.data() + i * 96, h.data() + (i + 1) * 96}, want))
+          << weight_type_name(t);
     }
     const std::int32_t bad = 50;
     EXPECT_THROW(b.embedding({&bad, w.get(), 1, h.data()}), Error);

@@ -23,13 +23,16 @@ class Guarded {
   explicit Guarded(std::size_t n) : n_(n) {
     const auto page = static_cast<std::size_t>(::sysconf(_SC_PAGESIZE));
     bytes_ = (n * sizeof(float) + page - 1) / page * page + 2 * page;
-    base_ = static_cast<char*>(::mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    base_ = static_cast<char*>(
+        ::mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
     ::mprotect(base_, page, PROT_NONE);
     ::mprotect(base_ + bytes_ - page, page, PROT_NONE);
     data_ = reinterpret_cast<float*>(base_ + bytes_ - page) - n;
     poison();
   }
-  Guarded(const std::vector<float>& v) : Guarded(v.size()) { std::memcpy(data_, v.data(), n_ * sizeof(float)); }
+  Guarded(const std::vector<float>& v) : Guarded(v.size()) {
+    std::memcpy(data_, v.data(), n_ * sizeof(float));
+  }
   ~Guarded() { ::munmap(base_, bytes_); }
   Guarded(const Guarded&) = delete;
   void poison() { std::memset(data_, 0xff, n_ * sizeof(float)); }
@@ -45,7 +48,8 @@ class Guarded {
 // A weight matrix of random codes and scales (negative ones too), or of given rows.
 class RandomWeight final : public WeightSource {
  public:
-  RandomWeight(WeightType type, std::int64_t n, std::int64_t k, int group, unsigned seed, bool scales_f16 = true)
+  RandomWeight(WeightType type, std::int64_t n, std::int64_t k, int group, unsigned seed,
+               bool scales_f16 = true)
       : WeightSource("random", {type, n, k, is_quantised(type) ? group : 0, scales_f16}) {
     std::mt19937 rng(seed);
     std::normal_distribution<float> normal;
@@ -53,13 +57,15 @@ class RandomWeight final : public WeightSource {
     const auto groups = static_cast<std::size_t>(n * format_.groups());
     if (is_quantised(type)) {
       rows_.codes.resize(count);
-      for (auto& c : rows_.codes) c = static_cast<std::uint8_t>(type == WeightType::Int8 ? rng() & 255 : rng() & 15);
+      for (auto& c : rows_.codes)
+        c = static_cast<std::uint8_t>(type == WeightType::Int8 ? rng() & 255 : rng() & 15);
       const auto scale = [&](float s) { return scales_f16 ? half_to_float(float_to_half(s)) : s; };
       rows_.scales.resize(groups);
       for (auto& s : rows_.scales) s = scale(0.02f * normal(rng));
       if (type == WeightType::Int4Aff) {
         rows_.offsets.resize(groups);
-        for (std::size_t g = 0; g < groups; ++g) rows_.offsets[g] = scale(-8 * rows_.scales[g] + 0.02f * normal(rng));
+        for (std::size_t g = 0; g < groups; ++g)
+          rows_.offsets[g] = scale(-8 * rows_.scales[g] + 0.02f * normal(rng));
       }
     } else {
       rows_.values.resize(count);
@@ -76,7 +82,8 @@ class RandomWeight final : public WeightSource {
       to.assign(in.begin() + row * width, in.begin() + (row + count) * width);
     };
     cut(rows_.codes, out.codes, format_.k), cut(rows_.values, out.values, format_.k);
-    cut(rows_.scales, out.scales, format_.groups()), cut(rows_.offsets, out.offsets, format_.groups());
+    cut(rows_.scales, out.scales, format_.groups()),
+        cut(rows_.offsets, out.offsets, format_.groups());
   }
 
  private:
@@ -103,7 +110,8 @@ inline std::vector<std::unique_ptr<cpu::CpuBackend>>& backends() {
     std::vector<std::unique_ptr<cpu::CpuBackend>> v;
     for (int isa = 0; isa < cpu::kIsaCount; ++isa)
       if (cpu::isa_supported(static_cast<cpu::Isa>(isa)))
-        for (const int threads : {1, 3}) v.push_back(std::make_unique<cpu::CpuBackend>(threads, static_cast<cpu::Isa>(isa)));
+        for (const int threads : {1, 3})
+          v.push_back(std::make_unique<cpu::CpuBackend>(threads, static_cast<cpu::Isa>(isa)));
     v.push_back(std::make_unique<cpu::CpuBackend>(8, cpu::best_isa()));
     return v;
   }();

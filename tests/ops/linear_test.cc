@@ -22,8 +22,8 @@ struct Case {
 };
 
 std::string name(const Case& c, Activations a) {
-  return fmt::format("{} {}x{} group {} M {} pieces {} f16 scales {} {}", weight_type_name(c.type), c.n, c.k, c.group,
-                     c.m, c.pieces, c.scales_f16, activations_name(a));
+  return fmt::format("{} {}x{} group {} M {} pieces {} f16 scales {} {}", weight_type_name(c.type),
+                     c.n, c.k, c.group, c.m, c.pieces, c.scales_f16, activations_name(a));
 }
 
 // y of one backend, rows [first, first + m) of x only.
@@ -38,7 +38,8 @@ std::vector<float> run(cpu::CpuBackend& b, const RandomWeight& source, const Cas
 
 void check_case(const Case& c, Activations a) {
   SCOPED_TRACE(name(c, a));
-  const RandomWeight source(c.type, c.n, c.k, c.group, static_cast<unsigned>(c.n * 31 + c.k), c.scales_f16);
+  const RandomWeight source(c.type, c.n, c.k, c.group, static_cast<unsigned>(c.n * 31 + c.k),
+                            c.scales_f16);
   std::vector<float> x = random_floats(static_cast<std::size_t>(c.m * c.k), 7);
   if (a != Activations::Int8)  // eight bits cannot hold an outlier and its block within the bound
     for (std::int64_t i = 0; i < c.k; i += 97) x[static_cast<std::size_t>(i)] *= 50;
@@ -51,7 +52,8 @@ void check_case(const Case& c, Activations a) {
   std::vector<double> want(y.size()), magnitude(y.size());
   linear_reference(xd.data(), c.m, c.k, w.data(), c.n, bias.data(), want.data(), magnitude.data());
   for (std::size_t i = 0; i < y.size(); ++i)
-    ASSERT_LE(std::fabs(y[i] - want[i]), harness::bound(a, c.type) * magnitude[i]) << "element " << i;
+    ASSERT_LE(std::fabs(y[i] - want[i]), harness::bound(a, c.type) * magnitude[i])
+        << "element " << i;
 
   for (std::size_t b = 1; b < all.size(); ++b)
     ASSERT_TRUE(same_bits(run(*all[b], source, c, a, x, &bias), y)) << all[b]->describe();
@@ -61,7 +63,8 @@ void check_case(const Case& c, Activations a) {
     one.m = 1;
     const std::vector<float> xi(x.begin() + i * c.k, x.begin() + (i + 1) * c.k);
     const std::vector<float> yi(y.begin() + i * c.n, y.begin() + (i + 1) * c.n);
-    ASSERT_TRUE(same_bits(run(*all.back(), source, one, a, xi, &bias), yi)) << "row " << i << " alone";
+    ASSERT_TRUE(same_bits(run(*all.back(), source, one, a, xi, &bias), yi))
+        << "row " << i << " alone";
   }
 }
 
@@ -85,15 +88,18 @@ TEST_P(LinearTest, MatchesReferenceAndBitsAgreeEverywhere) {
 TEST_P(LinearTest, EveryTail) {
   const WeightType t = GetParam();
   const int g = is_quantised(t) ? 32 : 0;
-  for (std::int64_t n = 1; n <= 33; n += 4) check_case({t, n, 96, 1, g, 8, true}, Activations::Int16);
-  for (std::int64_t m = 1; m <= 11; ++m) check_case({t, 17, 160, m, g, 1, true}, Activations::Int16);
+  for (std::int64_t n = 1; n <= 33; n += 4)
+    check_case({t, n, 96, 1, g, 8, true}, Activations::Int16);
+  for (std::int64_t m = 1; m <= 11; ++m)
+    check_case({t, 17, 160, m, g, 1, true}, Activations::Int16);
   if (g == 0)
-    for (std::int64_t k = 1; k <= 70; k += 3) check_case({t, 5, k, 2, g, 8, true}, Activations::Fp32);
+    for (std::int64_t k = 1; k <= 70; k += 3)
+      check_case({t, 5, k, 2, g, 8, true}, Activations::Fp32);
 }
 
 INSTANTIATE_TEST_SUITE_P(All, LinearTest,
-                         testing::Values(WeightType::Int4, WeightType::Int4Aff, WeightType::Int8, WeightType::F16,
-                                         WeightType::BF16, WeightType::F32),
+                         testing::Values(WeightType::Int4, WeightType::Int4Aff, WeightType::Int8,
+                                         WeightType::F16, WeightType::BF16, WeightType::F32),
                          [](const auto& i) {
                            std::string s(weight_type_name(i.param));
                            std::erase(s, '-');
@@ -107,13 +113,16 @@ TEST(Linear, PiecesAddUpAsATree) {
   const RandomWeight source(WeightType::F32, n, k, 0, 3);
   const std::vector<float> x = random_floats(k, 4);
   cpu::CpuBackend& b = *harness::backends().back();
-  const std::vector<float> whole = run(b, source, {WeightType::F32, n, k, 1, 0, 8, true}, Activations::Fp32, x, nullptr);
+  const std::vector<float> whole =
+      run(b, source, {WeightType::F32, n, k, 1, 0, 8, true}, Activations::Fp32, x, nullptr);
   std::vector<float> piece[8];
   const std::vector<float> w = dequantise(source, 0, n);
   for (int p = 0; p < 8; ++p) {
     std::vector<float> xp(x.size(), 0.0f);
-    for (std::int64_t c = piece_begin(k, 8, p); c < piece_begin(k, 8, p + 1); ++c) xp[static_cast<std::size_t>(c)] = x[static_cast<std::size_t>(c)];
-    piece[p] = run(b, source, {WeightType::F32, n, k, 1, 0, 1, true}, Activations::Fp32, xp, nullptr);
+    for (std::int64_t c = piece_begin(k, 8, p); c < piece_begin(k, 8, p + 1); ++c)
+      xp[static_cast<std::size_t>(c)] = x[static_cast<std::size_t>(c)];
+    piece[p] =
+        run(b, source, {WeightType::F32, n, k, 1, 0, 1, true}, Activations::Fp32, xp, nullptr);
   }
   for (std::size_t i = 0; i < whole.size(); ++i) {
     float s[8];
@@ -130,7 +139,8 @@ TEST(Linear, NonFiniteInputReachesTheOutput) {
         const RandomWeight source(WeightType::Int4, 16, 64, 32, 1);
         std::vector<float> x = random_floats(64, 2);
         x[37] = bad;
-        for (const float y : run(*b, source, {WeightType::Int4, 16, 64, 1, 32, 1, true}, a, x, nullptr))
+        for (const float y :
+             run(*b, source, {WeightType::Int4, 16, 64, 1, 32, 1, true}, a, x, nullptr))
           ASSERT_FALSE(std::isfinite(y)) << b->describe() << " " << bad;
       }
 }
@@ -140,7 +150,8 @@ TEST(Linear, RefusesBadShapesAndAliases) {
   const RandomWeight source(WeightType::Int4, 64, 64, 32, 1);
   const auto w = b.pack(source, 1);
   std::vector<float> x(64 * 64), y(64 * 64);
-  const auto run_with = [&](const float* in, std::int64_t m, std::int64_t k, float* out, std::int64_t ldy) {
+  const auto run_with = [&](const float* in, std::int64_t m, std::int64_t k, float* out,
+                            std::int64_t ldy) {
     const LinearOutput o{w.get(), nullptr, out, ldy};
     b.linear({in, m, k, Activations::Int16, {&o, 1}});
   };
@@ -160,21 +171,32 @@ struct FusedCase {
 };
 
 void check_fused(const FusedCase& c, Activations a) {
-  SCOPED_TRACE(fmt::format("{}x{} M {} delta {} offset {} swiglu {} {}", c.n, c.k, c.m, c.delta, c.unit_offset, c.swiglu,
-                           activations_name(a)));
+  SCOPED_TRACE(fmt::format("{}x{} M {} delta {} offset {} swiglu {} {}", c.n, c.k, c.m, c.delta,
+                           c.unit_offset, c.swiglu, activations_name(a)));
   const RandomWeight s0(WeightType::Int4, c.n, c.k, 32, 1), s1(WeightType::Int8, c.n, c.k, 32, 2);
-  const auto count = static_cast<std::size_t>(c.m * c.k), outs = static_cast<std::size_t>(c.m * c.n);
-  const std::vector<float> residual = random_floats(count, 3, 100), delta = random_floats(count, 4, 30);
+  const auto count = static_cast<std::size_t>(c.m * c.k),
+             outs = static_cast<std::size_t>(c.m * c.n);
+  const std::vector<float> residual = random_floats(count, 3, 100),
+                           delta = random_floats(count, 4, 30);
   std::vector<float> weight = random_floats(static_cast<std::size_t>(c.k), 5, 0.2f);
   for (float& g : weight) g += 1;
   std::vector<float> h0, u0, y0, z0;
   for (const auto& b : harness::backends()) {
     const auto w0 = b->pack(s0, 1), w1 = b->pack(s1, 1);
     Guarded r(residual), d(delta), g(weight), h(count), u(count), y(outs), z(outs);
-    const LinearOutput o[] = {{w0.get(), nullptr, y.data(), c.n}, {w1.get(), nullptr, z.data(), c.n}};
-    const AddRmsNormLinearArgs args{.residual = r.data(), .delta = c.delta ? d.data() : nullptr, .weight = g.data(),
-                                    .eps = 1e-6f, .unit_offset = c.unit_offset, .residual_out = h.data(),
-                                    .normed = u.data(), .m = c.m, .k = c.k, .activations = a, .outputs = o,
+    const LinearOutput o[] = {{w0.get(), nullptr, y.data(), c.n},
+                              {w1.get(), nullptr, z.data(), c.n}};
+    const AddRmsNormLinearArgs args{.residual = r.data(),
+                                    .delta = c.delta ? d.data() : nullptr,
+                                    .weight = g.data(),
+                                    .eps = 1e-6f,
+                                    .unit_offset = c.unit_offset,
+                                    .residual_out = h.data(),
+                                    .normed = u.data(),
+                                    .m = c.m,
+                                    .k = c.k,
+                                    .activations = a,
+                                    .outputs = o,
                                     .epilogue = c.swiglu ? Epilogue::SwiGlu : Epilogue::None};
     b->add_rmsnorm_linear(args);
     ASSERT_TRUE(same_bits(r.copy(), residual)) << "an input was written";
@@ -186,8 +208,10 @@ void check_fused(const FusedCase& c, Activations a) {
         ASSERT_NEAR(h0[i], hd[i], 1e-6 * std::fabs(hd[i]) + 1e-5);
         ASSERT_NEAR(u0[i], ud[i], 2e-6 * std::fabs(ud[i]) + 1e-6);
       }
-      linear_reference(ud.data(), c.m, c.k, dequantise(s0, 0, c.n).data(), c.n, nullptr, want.data(), mag.data());
-      linear_reference(ud.data(), c.m, c.k, dequantise(s1, 0, c.n).data(), c.n, nullptr, up.data(), up_mag.data());
+      linear_reference(ud.data(), c.m, c.k, dequantise(s0, 0, c.n).data(), c.n, nullptr,
+                       want.data(), mag.data());
+      linear_reference(ud.data(), c.m, c.k, dequantise(s1, 0, c.n).data(), c.n, nullptr, up.data(),
+                       up_mag.data());
       const double e = harness::bound(a, WeightType::Int4) + 4e-6;  // the norm's own rounding
       for (std::size_t i = 0; i < outs; ++i) {
         if (!c.swiglu) {
@@ -197,11 +221,15 @@ void check_fused(const FusedCase& c, Activations a) {
         }
         const double silu = want[i] / (1 + std::exp(-want[i]));  // |silu'| <= 1.1
         ASSERT_LE(std::fabs(y0[i] - silu * up[i]),
-                  e * (1.1 * mag[i] * std::fabs(up[i]) + std::fabs(silu) * up_mag[i]) + 1e-6 * std::fabs(silu * up[i]) + 1e-30);
+                  e * (1.1 * mag[i] * std::fabs(up[i]) + std::fabs(silu) * up_mag[i]) +
+                      1e-6 * std::fabs(silu * up[i]) + 1e-30);
       }
     }
-    ASSERT_TRUE(same_bits(h.copy(), h0) && same_bits(u.copy(), u0) && same_bits(y.copy(), y0)) << b->describe();
-    if (!c.swiglu) { ASSERT_TRUE(same_bits(z.copy(), z0)) << b->describe(); }
+    ASSERT_TRUE(same_bits(h.copy(), h0) && same_bits(u.copy(), u0) && same_bits(y.copy(), y0))
+        << b->describe();
+    if (!c.swiglu) {
+      ASSERT_TRUE(same_bits(z.copy(), z0)) << b->describe();
+    }
     // Fused against prepass + GEMV: the normed input, taken as the input of a plain linear.
     if (!c.swiglu) {
       Guarded y2(outs);
@@ -229,7 +257,11 @@ TEST(AddRmsNormLinear, NothingOverflowsForLargeResiduals) {
   const std::vector<float> residual = random_floats(5120, 3, 1e6f), weight(5120, 1.0f);
   Guarded y(32);
   const LinearOutput o{w.get(), nullptr, y.data(), 32};
-  b.add_rmsnorm_linear({.residual = residual.data(), .weight = weight.data(), .m = 1, .k = 5120, .outputs = {&o, 1}});
+  b.add_rmsnorm_linear({.residual = residual.data(),
+                        .weight = weight.data(),
+                        .m = 1,
+                        .k = 5120,
+                        .outputs = {&o, 1}});
   for (const float v : y.copy()) EXPECT_TRUE(std::isfinite(v));
 }
 
@@ -240,8 +272,14 @@ TEST(AddRmsNormLinear, RefusesTheInPlaceForm) {
   std::vector<float> r(64, 1.0f), d(64, 1.0f), g(64, 1.0f), y(32);
   const LinearOutput o{w.get(), nullptr, y.data(), 32};
   const auto run_with = [&](float* residual_out, float* normed) {
-    b.add_rmsnorm_linear({.residual = r.data(), .delta = d.data(), .weight = g.data(), .residual_out = residual_out,
-                          .normed = normed, .m = 1, .k = 64, .outputs = {&o, 1}});
+    b.add_rmsnorm_linear({.residual = r.data(),
+                          .delta = d.data(),
+                          .weight = g.data(),
+                          .residual_out = residual_out,
+                          .normed = normed,
+                          .m = 1,
+                          .k = 64,
+                          .outputs = {&o, 1}});
   };
   EXPECT_THROW(run_with(r.data(), nullptr), Error);
   EXPECT_THROW(run_with(d.data(), nullptr), Error);

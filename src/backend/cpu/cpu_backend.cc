@@ -19,12 +19,14 @@ struct CpuBackend::Rows {
     };
     const std::int64_t k = p.padded_k, chunks = k / kChunk;
     if (plain) grow(f, m * k), grow(fsum, m * chunks);
-    if (fixed) grow(lo, m * k), grow(hi, m * k), grow(q, m * k), grow(qsum, m * chunks), grow(scale, m * p.blocks);
+    if (fixed)
+      grow(lo, m * k), grow(hi, m * k), grow(q, m * k), grow(qsum, m * chunks),
+          grow(scale, m * p.blocks);
     grow(rows, m);
     for (std::int64_t i = 0; i < m; ++i)
-      rows[static_cast<std::size_t>(i)] = {f.data() + i * k,  fsum.data() + i * chunks, lo.data() + i * k,
-                                           hi.data() + i * k, q.data() + i * k,         qsum.data() + i * chunks,
-                                           scale.data() + i * p.blocks};
+      rows[static_cast<std::size_t>(i)] = {
+          f.data() + i * k, fsum.data() + i * chunks, lo.data() + i * k,          hi.data() + i * k,
+          q.data() + i * k, qsum.data() + i * chunks, scale.data() + i * p.blocks};
   }
 };
 
@@ -52,24 +54,34 @@ CpuBackend::CpuBackend(int threads, Isa isa)
 }
 CpuBackend::~CpuBackend() = default;
 
-std::string CpuBackend::describe() const { return fmt::format("cpu {}, {} threads", kernels_.name, pool_.size()); }
+std::string CpuBackend::describe() const {
+  return fmt::format("cpu {}, {} threads", kernels_.name, pool_.size());
+}
 
 Backend::Buffer CpuBackend::alloc(std::size_t bytes) {
   Array<std::byte> a(bytes, "a buffer");
   std::byte* p = a.data();
   return Buffer(p, [keep = std::move(a)](std::byte*) {});
 }
-void CpuBackend::upload(void* device, const void* host, std::size_t bytes) { std::memcpy(device, host, bytes); }
-void CpuBackend::download(void* host, const void* device, std::size_t bytes) { std::memcpy(host, device, bytes); }
+void CpuBackend::upload(void* device, const void* host, std::size_t bytes) {
+  std::memcpy(device, host, bytes);
+}
+void CpuBackend::download(void* host, const void* device, std::size_t bytes) {
+  std::memcpy(host, device, bytes);
+}
 
 std::unique_ptr<Weight> CpuBackend::pack(const WeightSource& source, int pieces) {
   return std::make_unique<PackedWeight>(source, pieces, kernels_, pool_);
 }
-std::unique_ptr<KvCache> CpuBackend::make_kv_cache(const KvShape& shape) { return std::make_unique<CpuKvCache>(shape); }
+std::unique_ptr<KvCache> CpuBackend::make_kv_cache(const KvShape& shape) {
+  return std::make_unique<CpuKvCache>(shape);
+}
 
-void CpuBackend::gather(const float* src, const std::int32_t* rows, std::int64_t m, std::int64_t width, float* dst) {
+void CpuBackend::gather(const float* src, const std::int32_t* rows, std::int64_t m,
+                        std::int64_t width, float* dst) {
   for (std::int64_t i = 0; i < m; ++i)
-    std::memcpy(dst + i * width, src + rows[i] * width, static_cast<std::size_t>(width) * sizeof(float));
+    std::memcpy(dst + i * width, src + rows[i] * width,
+                static_cast<std::size_t>(width) * sizeof(float));
 }
 
 void CpuBackend::embedding(const EmbeddingArgs& a) {
@@ -90,7 +102,8 @@ void CpuBackend::multiply(const Rows& rows, std::int64_t m, std::span<const Line
   for (std::size_t i = 0; i < matrices; ++i) total += packed(outputs[i]).tile_count();
   const Part p = part(total, thread, pool_.size());
   float y[kMaxRows * kTile], up[kMaxRows * kTile];
-  const auto run = [&](const LinearOutput& o, std::int64_t tile, std::int64_t row, int which, float* out) {
+  const auto run = [&](const LinearOutput& o, std::int64_t tile, std::int64_t row, int which,
+                       float* out) {
     const PackedWeight& w = packed(o);
     kernels_.tile[static_cast<int>(w.format().type)][static_cast<int>(activations)][which](
         w.tiles(), tile, rows.rows.data() + row, out);
@@ -104,16 +117,19 @@ void CpuBackend::multiply(const Rows& rows, std::int64_t m, std::span<const Line
     const LinearOutput& o = outputs[i];
     const std::int64_t tiles = packed(o).tile_count(), n = packed(o).format().n;
     for (std::int64_t t = std::max(p.begin, first); t < std::min(p.end, first + tiles); ++t) {
-      const std::int64_t tile = t - first, columns = std::min<std::int64_t>(kTile, n - tile * kTile);
+      const std::int64_t tile = t - first,
+                         columns = std::min<std::int64_t>(kTile, n - tile * kTile);
       for (std::int64_t row = 0; row < m;) {
         const int which = m - row >= 4 ? 2 : m - row >= 2 ? 1 : 0;
         run(o, tile, row, which, y);
         if (swiglu) {
           run(outputs[1], tile, row, which, up);
-          for (int r = 0; r < 1 << which; ++r) kernels_.swiglu(y + r * kTile, up + r * kTile, y + r * kTile);
+          for (int r = 0; r < 1 << which; ++r)
+            kernels_.swiglu(y + r * kTile, up + r * kTile, y + r * kTile);
         }
         for (int r = 0; r < 1 << which; ++r, ++row)
-          std::memcpy(o.y + row * o.ldy + tile * kTile, y + r * kTile, static_cast<std::size_t>(columns) * sizeof(float));
+          std::memcpy(o.y + row * o.ldy + tile * kTile, y + r * kTile,
+                      static_cast<std::size_t>(columns) * sizeof(float));
       }
     }
     first += tiles;
@@ -123,7 +139,8 @@ void CpuBackend::multiply(const Rows& rows, std::int64_t m, std::span<const Line
 // prepare(thread, row, XRow): rounds one input row.
 template <class Prepare>
 void CpuBackend::run_linear(std::int64_t m, std::int64_t k, Activations activations,
-                            std::span<const LinearOutput> outputs, Epilogue epilogue, Prepare&& prepare) {
+                            std::span<const LinearOutput> outputs, Epilogue epilogue,
+                            Prepare&& prepare) {
   bool fixed = false, plain = false;
   for (const LinearOutput& o : outputs) {
     const bool as_integers = is_quantised(o.w->format().type) && activations != Activations::Fp32;
@@ -155,7 +172,8 @@ void CpuBackend::run_linear(std::int64_t m, std::int64_t k, Activations activati
 
 void CpuBackend::linear(const LinearArgs& a) {
   check(a);
-  run_linear(a.m, a.k, a.activations, a.outputs, a.epilogue, [&](int, std::int64_t i) { return a.x + i * a.k; });
+  run_linear(a.m, a.k, a.activations, a.outputs, a.epilogue,
+             [&](int, std::int64_t i) { return a.x + i * a.k; });
 }
 
 void CpuBackend::add_rmsnorm_linear(const AddRmsNormLinearArgs& a) {
@@ -172,8 +190,10 @@ void CpuBackend::add_rmsnorm_linear(const AddRmsNormLinearArgs& a) {
     const Part p = shared ? part(a.k, thread, pool_.size()) : Part{0, a.k};
     const std::int64_t at = i * a.k + p.begin, n = p.end - p.begin;
     if (a.residual_out != nullptr)
-      kernels_.add(a.residual + at, delta != nullptr ? a.delta + at : nullptr, n, a.residual_out + at);
-    if (a.normed != nullptr) std::memcpy(a.normed + at, u.data() + p.begin, static_cast<std::size_t>(n) * sizeof(float));
+      kernels_.add(a.residual + at, delta != nullptr ? a.delta + at : nullptr, n,
+                   a.residual_out + at);
+    if (a.normed != nullptr)
+      std::memcpy(a.normed + at, u.data() + p.begin, static_cast<std::size_t>(n) * sizeof(float));
     return static_cast<const float*>(u.data());
   });
 }
@@ -185,7 +205,8 @@ void CpuBackend::rope_cache(const RopeCacheArgs& a) {
   const std::int64_t hd = s.head_dim, heads = a.heads + s.kv_heads, stride = cache.stride();
   pool_.run([&](int thread) {
     std::vector<float>& buffer = scratch_[static_cast<std::size_t>(thread)];
-    if (buffer.size() < static_cast<std::size_t>(2 * stride)) buffer.resize(static_cast<std::size_t>(2 * stride));
+    if (buffer.size() < static_cast<std::size_t>(2 * stride))
+      buffer.resize(static_cast<std::size_t>(2 * stride));
     float *k = buffer.data(), *v = k + stride;
     const Part p = part(a.m * heads, thread, pool_.size());
     for (std::int64_t task = p.begin; task < p.end; ++task) {
@@ -211,16 +232,21 @@ void CpuBackend::attention(const AttentionArgs& a) {
   const KvShape& s = cache.shape();
   const std::int64_t hd = s.head_dim, pitch = cache.stride() + 2, ratio = a.heads / s.kv_heads;
   std::int64_t longest = 0;
-  for (std::int64_t i = 0; i < a.m; ++i) longest = std::max<std::int64_t>(longest, a.rows[i].position + 1);
-  const std::int64_t splits = (longest + kAttentionSplit - 1) / kAttentionSplit, heads = a.m * a.heads;
-  const auto row_splits = [&](std::int64_t i) { return (a.rows[i].position + kAttentionSplit) / kAttentionSplit; };
+  for (std::int64_t i = 0; i < a.m; ++i)
+    longest = std::max<std::int64_t>(longest, a.rows[i].position + 1);
+  const std::int64_t splits = (longest + kAttentionSplit - 1) / kAttentionSplit,
+                     heads = a.m * a.heads;
+  const auto row_splits = [&](std::int64_t i) {
+    return (a.rows[i].position + kAttentionSplit) / kAttentionSplit;
+  };
   const auto attend = [&](std::int64_t i, std::int64_t h, std::int64_t split, float* out) {
-    const std::int64_t end = a.rows[i].position + 1, begin = split * kAttentionSplit, kv = h / ratio;
+    const std::int64_t end = a.rows[i].position + 1, begin = split * kAttentionSplit,
+                       kv = h / ratio;
     kernels_.attention({a.q + (i * a.heads + h) * hd, cache.keys(a.layer, a.rows[i].slot, kv),
                         cache.values(a.layer, a.rows[i].slot, kv), hd, cache.stride(), begin,
                         std::min(end, begin + kAttentionSplit), a.scale, s.type == KvType::I16,
-                        cache.key_scales(a.layer, a.rows[i].slot, kv), cache.value_scales(a.layer, a.rows[i].slot, kv),
-                        out});
+                        cache.key_scales(a.layer, a.rows[i].slot, kv),
+                        cache.value_scales(a.layer, a.rows[i].slot, kv), out});
   };
   // Few rows over a long past: splits are tasks of their own, combined in a second pass. Otherwise
   // a task is a head of a row. Either way each split, and their order, is the same.
@@ -231,18 +257,21 @@ void CpuBackend::attention(const AttentionArgs& a) {
     pool_.run([&](int) {
       for (std::int64_t t; (t = next.fetch_add(1)) < heads * splits;)
         if (t % splits < row_splits(t / splits / a.heads))
-          attend(t / splits / a.heads, t / splits % a.heads, t % splits, partials_.data() + t * pitch);
+          attend(t / splits / a.heads, t / splits % a.heads, t % splits,
+                 partials_.data() + t * pitch);
     });
     next = 0;
   }
   pool_.run([&](int thread) {
     std::vector<float>& own = scratch_[static_cast<std::size_t>(thread)];
-    if (!spread && own.size() < static_cast<std::size_t>(splits * pitch)) own.resize(static_cast<std::size_t>(splits * pitch));
+    if (!spread && own.size() < static_cast<std::size_t>(splits * pitch))
+      own.resize(static_cast<std::size_t>(splits * pitch));
     for (std::int64_t t; (t = next.fetch_add(1)) < heads;) {
       const std::int64_t i = t / a.heads, h = t % a.heads;
       const float* parts = spread ? partials_.data() + t * splits * pitch : own.data();
       if (!spread)
-        for (std::int64_t sp = 0; sp < row_splits(i); ++sp) attend(i, h, sp, own.data() + sp * pitch);
+        for (std::int64_t sp = 0; sp < row_splits(i); ++sp)
+          attend(i, h, sp, own.data() + sp * pitch);
       kernels_.combine(parts, row_splits(i), pitch, hd, a.out + t * hd);
     }
   });

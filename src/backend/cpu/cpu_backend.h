@@ -34,8 +34,8 @@ class PackedWeight final : public Weight {
   void row(std::int64_t r, float* out) const;
 
  private:
-  void pack_tile(const Kernels& kernels, std::int64_t tile, const WeightRows& rows, std::int64_t first,
-                 std::int64_t count);
+  void pack_tile(const Kernels& kernels, std::int64_t tile, const WeightRows& rows,
+                 std::int64_t first, std::int64_t count);
   KPlan plan_;
   Array<std::uint8_t> codes_, scales_, offsets_;
   TileWeight tiles_;
@@ -46,11 +46,11 @@ class PackedWeight final : public Weight {
 class CpuKvCache final : public KvCache {
  public:
   explicit CpuKvCache(const KvShape& s);
-  void read(std::int64_t layer, std::int64_t slot, std::int64_t head, std::int64_t position, float* k,
-            float* v) const override;
+  void read(std::int64_t layer, std::int64_t slot, std::int64_t head, std::int64_t position,
+            float* k, float* v) const override;
   // k, v: [stride()], zeros past head_dim. Rounds them to the cache's type.
-  void write(const Kernels& kernels, std::int64_t layer, std::int64_t slot, std::int64_t head, std::int64_t position,
-             const float* k, const float* v);
+  void write(const Kernels& kernels, std::int64_t layer, std::int64_t slot, std::int64_t head,
+             std::int64_t position, const float* k, const float* v);
   std::int64_t stride() const { return (shape_.head_dim + 15) / 16 * 16; }
   // First element of a head's keys or values.
   const void* keys(std::int64_t layer, std::int64_t slot, std::int64_t head) const;
@@ -83,7 +83,8 @@ class CpuBackend final : public Backend {
   void download(void* host, const void* device, std::size_t bytes) override;
   std::unique_ptr<Weight> pack(const WeightSource& source, int pieces) override;
   std::unique_ptr<KvCache> make_kv_cache(const KvShape& shape) override;
-  void gather(const float* src, const std::int32_t* rows, std::int64_t m, std::int64_t width, float* dst) override;
+  void gather(const float* src, const std::int32_t* rows, std::int64_t m, std::int64_t width,
+              float* dst) override;
   void embedding(const EmbeddingArgs& a) override;
   void linear(const LinearArgs& a) override;
   void add_rmsnorm_linear(const AddRmsNormLinearArgs& a) override;
@@ -92,11 +93,11 @@ class CpuBackend final : public Backend {
 
  private:
   struct Rows;
-  void multiply(const Rows& rows, std::int64_t m, std::span<const LinearOutput> outputs, Epilogue epilogue,
-                Activations activations, int thread) const;
+  void multiply(const Rows& rows, std::int64_t m, std::span<const LinearOutput> outputs,
+                Epilogue epilogue, Activations activations, int thread) const;
   template <class Prepare>
-  void run_linear(std::int64_t m, std::int64_t k, Activations activations, std::span<const LinearOutput> outputs,
-                  Epilogue epilogue, Prepare&& prepare);
+  void run_linear(std::int64_t m, std::int64_t k, Activations activations,
+                  std::span<const LinearOutput> outputs, Epilogue epilogue, Prepare&& prepare);
 
   ThreadPool pool_;
   const Kernels& kernels_;

@@ -26,9 +26,9 @@ struct XRow {
 };
 
 // A packed matrix: tiles of 16 rows; in a tile, chunks of 32 columns; a chunk holds
-//   int4   4 x 64 bytes: vector v, byte 4r + c = columns 8v + c (low nibble), 8v + 4 + c (high), row r
-//   int8   8 x 64 bytes: vector v, byte 4r + c = column 4v + c, row r
-//   plain  32 x 16 values: column, then row
+//   int4   4 x 64 bytes: vector v, byte 4r + c = columns 8v + c (low nibble), 8v + 4 + c (high),
+//   row r int8   8 x 64 bytes: vector v, byte 4r + c = column 4v + c, row r plain  32 x 16 values:
+//   column, then row
 // and scales (offsets) are [tile][group][16], fp16 or fp32.
 struct TileWeight {
   WeightType type = WeightType::Int4;
@@ -47,9 +47,9 @@ struct TileWeight {
 using TileFn = void (*)(const TileWeight& w, std::int64_t tile, const XRow* x, float* out);
 
 struct AttentionTask {
-  const float* q;       // [head_dim]
-  const void* keys;     // [positions / 16][head_dim][16]
-  const void* values;   // [positions][head_stride]
+  const float* q;                      // [head_dim]
+  const void* keys;                    // [positions / 16][head_dim][16]
+  const void* values;                  // [positions][head_stride]
   std::int64_t head_dim, head_stride;  // head_stride: head_dim rounded up to 16
   std::int64_t begin, end;             // positions of this split; begin % 512 == 0
   float scale;
@@ -64,20 +64,20 @@ struct Kernels {
   TileFn tile[6][3][3];  // [WeightType][Activations][rows: 1, 2, 4]
 
   // Rounds row x [k] as `plan` blocks it; `fixed`: int16 or int8 limbs; `plain`: fp32 copy.
-  void (*prepare)(const float* x, std::int64_t k, const std::int32_t* block_chunk, std::int32_t blocks,
-                  Activations a, bool fixed, bool plain, const XRow& out);
+  void (*prepare)(const float* x, std::int64_t k, const std::int32_t* block_chunk,
+                  std::int32_t blocks, Activations a, bool fixed, bool plain, const XRow& out);
   // u = (residual + delta) * rsqrt(mean + eps) * (offset + weight); delta may be null. u: [k].
   void (*add_rmsnorm)(const float* residual, const float* delta, const float* weight, float offset,
                       float eps, std::int64_t k, float* u);
   void (*add)(const float* a, const float* b, std::int64_t n, float* out);  // b may be null
-  void (*swiglu)(const float* gate, const float* up, float* out);           // one tile row: 16 values
+  void (*swiglu)(const float* gate, const float* up, float* out);  // one tile row: 16 values
   // RMSNorm (norm may be null) and RoPE of one head: x [head_dim] -> y [head_dim].
-  void (*rope)(const float* x, std::int64_t head_dim, const float* norm, float eps, const float* cos_sin,
-               std::int64_t rotary, float* y);
+  void (*rope)(const float* x, std::int64_t head_dim, const float* norm, float eps,
+               const float* cos_sin, std::int64_t rotary, float* y);
   void (*attention)(const AttentionTask& t);
   // parts: `splits` results of attention(), pitch floats apart -> out [head_dim].
-  void (*combine)(const float* parts, std::int64_t splits, std::int64_t pitch, std::int64_t head_dim,
-                  float* out);
+  void (*combine)(const float* parts, std::int64_t splits, std::int64_t pitch,
+                  std::int64_t head_dim, float* out);
   // out = x / scale rounded, scale = largest magnitude / 32512. n a multiple of 16.
   void (*to_int16)(const float* x, std::int64_t n, std::int16_t* out, float* scale);
   void (*to_half)(const float* x, std::int64_t n, std::uint16_t* out);  // n a multiple of 16

@@ -5,24 +5,29 @@
 namespace nibble::cpu {
 
 CpuKvCache::CpuKvCache(const KvShape& s) : KvCache(s) {
-  const auto positions = static_cast<std::size_t>(s.layers * s.slots * s.kv_heads * s.padded_context());
+  const auto positions =
+      static_cast<std::size_t>(s.layers * s.slots * s.kv_heads * s.padded_context());
   keys_ = {positions * static_cast<std::size_t>(s.head_dim) * element(), "the KV cache"};
   values_ = {positions * static_cast<std::size_t>(stride()) * element(), "the KV cache"};
-  if (s.type == KvType::I16) key_scales_ = {positions, "the KV cache"}, value_scales_ = {positions, "the KV cache"};
+  if (s.type == KvType::I16)
+    key_scales_ = {positions, "the KV cache"}, value_scales_ = {positions, "the KV cache"};
 }
 
 const void* CpuKvCache::keys(std::int64_t layer, std::int64_t slot, std::int64_t head) const {
-  return keys_.data() + static_cast<std::size_t>(head_index(layer, slot, head) * shape_.padded_context() *
-                                                 shape_.head_dim) * element();
+  return keys_.data() + static_cast<std::size_t>(head_index(layer, slot, head) *
+                                                 shape_.padded_context() * shape_.head_dim) *
+                            element();
 }
 const void* CpuKvCache::values(std::int64_t layer, std::int64_t slot, std::int64_t head) const {
-  return values_.data() +
-         static_cast<std::size_t>(head_index(layer, slot, head) * shape_.padded_context() * stride()) * element();
+  return values_.data() + static_cast<std::size_t>(head_index(layer, slot, head) *
+                                                   shape_.padded_context() * stride()) *
+                              element();
 }
 
-void CpuKvCache::write(const Kernels& kernels, std::int64_t layer, std::int64_t slot, std::int64_t head,
-                       std::int64_t position, const float* k, const float* v) {
-  const std::int64_t hd = shape_.head_dim, key = position / 16 * 16 * hd + position % 16, value = position * stride();
+void CpuKvCache::write(const Kernels& kernels, std::int64_t layer, std::int64_t slot,
+                       std::int64_t head, std::int64_t position, const float* k, const float* v) {
+  const std::int64_t hd = shape_.head_dim, key = position / 16 * 16 * hd + position % 16,
+                     value = position * stride();
   void* ks = const_cast<void*>(keys(layer, slot, head));
   void* vs = const_cast<void*>(values(layer, slot, head));
   if (shape_.type == KvType::F32) {
@@ -37,12 +42,14 @@ void CpuKvCache::write(const Kernels& kernels, std::int64_t layer, std::int64_t 
   kernels.to_int16(v, stride(), static_cast<std::int16_t*>(vs) + value, value_scales_.data() + at);
 }
 
-void CpuKvCache::read(std::int64_t layer, std::int64_t slot, std::int64_t head, std::int64_t position, float* k,
-                      float* v) const {
-  const std::int64_t hd = shape_.head_dim, key = position / 16 * 16 * hd + position % 16, value = position * stride();
+void CpuKvCache::read(std::int64_t layer, std::int64_t slot, std::int64_t head,
+                      std::int64_t position, float* k, float* v) const {
+  const std::int64_t hd = shape_.head_dim, key = position / 16 * 16 * hd + position % 16,
+                     value = position * stride();
   const auto load = [&](const auto* keys, const auto* values, float ks, float vs) {
     for (std::int64_t d = 0; d < hd; ++d)
-      k[d] = static_cast<float>(keys[key + d * 16]) * ks, v[d] = static_cast<float>(values[value + d]) * vs;
+      k[d] = static_cast<float>(keys[key + d * 16]) * ks,
+      v[d] = static_cast<float>(values[value + d]) * vs;
   };
   const void* ks = keys(layer, slot, head);
   const void* vs = values(layer, slot, head);

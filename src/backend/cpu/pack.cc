@@ -13,7 +13,8 @@ template <class T>
 Array<T>::Array(std::size_t n, const char* what) : size_(n) {
   const std::size_t bytes = std::max<std::size_t>(1, n * sizeof(T));
   void* p = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (p == MAP_FAILED) fail("not enough memory for {}: {:.1f} MB needed", what, static_cast<double>(bytes) / 1e6);
+  if (p == MAP_FAILED)
+    fail("not enough memory for {}: {:.1f} MB needed", what, static_cast<double>(bytes) / 1e6);
   ::madvise(p, bytes, MADV_HUGEPAGE);  // a weight stream touches every page once a token
   data_ = std::shared_ptr<T>(static_cast<T*>(p), [bytes](T* q) { ::munmap(q, bytes); });
 }
@@ -25,32 +26,46 @@ namespace {
 
 std::int64_t chunk_bytes(WeightType t) {
   switch (t) {
-    case WeightType::Int4: case WeightType::Int4Aff: return kTile * kChunk / 2;
-    case WeightType::Int8: return kTile * kChunk;
-    case WeightType::F16: case WeightType::BF16: return kTile * kChunk * 2;
-    case WeightType::F32: return kTile * kChunk * 4;
+    case WeightType::Int4:
+    case WeightType::Int4Aff:
+      return kTile * kChunk / 2;
+    case WeightType::Int8:
+      return kTile * kChunk;
+    case WeightType::F16:
+    case WeightType::BF16:
+      return kTile * kChunk * 2;
+    case WeightType::F32:
+      return kTile * kChunk * 4;
   }
   return 0;
 }
 
 }  // namespace
 
-PackedWeight::PackedWeight(const WeightSource& source, int pieces, const Kernels& kernels, ThreadPool& pool)
-    : Weight(source.format(), pieces), plan_(plan_k(source.format().k, source.format().group, pieces)) {
-  const std::int64_t tiles = tile_count(), chunks = plan_.padded_k / kChunk, groups = format_.groups();
+PackedWeight::PackedWeight(const WeightSource& source, int pieces, const Kernels& kernels,
+                           ThreadPool& pool)
+    : Weight(source.format(), pieces),
+      plan_(plan_k(source.format().k, source.format().group, pieces)) {
+  const std::int64_t tiles = tile_count(), chunks = plan_.padded_k / kChunk,
+                     groups = format_.groups();
   const std::int64_t scale_size = format_.scales_are_f16 ? 2 : 4;
   const bool quantised = is_quantised(format_.type);
-  tiles_ = {.type = format_.type, .scales_f16 = format_.scales_are_f16,
-            .tile_bytes = chunks * chunk_bytes(format_.type), .groups = groups,
-            .units = plan_.units.data(), .unit_count = static_cast<std::int32_t>(plan_.units.size()),
+  tiles_ = {.type = format_.type,
+            .scales_f16 = format_.scales_are_f16,
+            .tile_bytes = chunks * chunk_bytes(format_.type),
+            .groups = groups,
+            .units = plan_.units.data(),
+            .unit_count = static_cast<std::int32_t>(plan_.units.size()),
             .pieces = pieces};
   codes_ = {static_cast<std::size_t>(tiles * tiles_.tile_bytes), "weights"};
-  if (quantised) scales_ = {static_cast<std::size_t>(tiles * groups * kTile * scale_size), "weight scales"};
+  if (quantised)
+    scales_ = {static_cast<std::size_t>(tiles * groups * kTile * scale_size), "weight scales"};
   if (format_.type == WeightType::Int4Aff) offsets_ = {scales_.size(), "weight offsets"};
   tiles_.codes = codes_.data(), tiles_.scales = scales_.data(), tiles_.offsets = offsets_.data();
   bytes_ = codes_.size() + scales_.size() + offsets_.size();
 
-  const std::int64_t per_read = std::clamp<std::int64_t>((1 << 18) / (kTile * format_.k), 1, 16);  // tiles
+  const std::int64_t per_read =
+      std::clamp<std::int64_t>((1 << 18) / (kTile * format_.k), 1, 16);  // tiles
   std::atomic<std::int64_t> next{0};
   pool.run([&](int) {
     WeightRows rows;
@@ -61,28 +76,31 @@ PackedWeight::PackedWeight(const WeightSource& source, int pieces, const Kernels
       const std::int64_t row = first * kTile, count = std::min(format_.n, last * kTile) - row;
       source.read(row, count, rows);
       for (std::int64_t t = first; t < last; ++t)
-        pack_tile(kernels, t, rows, (t - first) * kTile, std::min<std::int64_t>(kTile, format_.n - t * kTile));
+        pack_tile(kernels, t, rows, (t - first) * kTile,
+                  std::min<std::int64_t>(kTile, format_.n - t * kTile));
       source.release(row, count);
     }
   });
 }
 
 // Rows first .. first + count of `rows` become tile t; missing rows are zeros.
-void PackedWeight::pack_tile(const Kernels& kernels, std::int64_t t, const WeightRows& rows, std::int64_t first,
-                             std::int64_t count) {
+void PackedWeight::pack_tile(const Kernels& kernels, std::int64_t t, const WeightRows& rows,
+                             std::int64_t first, std::int64_t count) {
   const std::int64_t k = format_.k, groups = format_.groups();
   std::uint8_t* out = codes_.data() + t * tiles_.tile_bytes;
   const WeightType type = format_.type;
   if (!is_quantised(type)) {
     float column[kTile] = {};
     for (std::int64_t c = 0; c < k; ++c) {  // columns and rows past the end stay zero, as mapped
-      for (std::int64_t r = 0; r < count; ++r) column[r] = rows.values[static_cast<std::size_t>((first + r) * k + c)];
+      for (std::int64_t r = 0; r < count; ++r)
+        column[r] = rows.values[static_cast<std::size_t>((first + r) * k + c)];
       if (type == WeightType::F32)
         std::memcpy(out + c * kTile * 4, column, sizeof column);
       else if (type == WeightType::F16)
         kernels.to_half(column, kTile, reinterpret_cast<std::uint16_t*>(out) + c * kTile);
       else
-        for (int r = 0; r < kTile; ++r) reinterpret_cast<std::uint16_t*>(out)[c * kTile + r] = float_to_bf16(column[r]);
+        for (int r = 0; r < kTile; ++r)
+          reinterpret_cast<std::uint16_t*>(out)[c * kTile + r] = float_to_bf16(column[r]);
     }
     return;
   }
@@ -119,24 +137,35 @@ void PackedWeight::row(std::int64_t r, float* out) const {
   const std::uint8_t* codes = codes_.data() + t * tiles_.tile_bytes;
   const auto scale = [&](const Array<std::uint8_t>& a, std::int64_t g) {
     const std::int64_t at = (t * groups + g) * kTile + lane;
-    return format_.scales_are_f16 ? half_to_float(reinterpret_cast<const std::uint16_t*>(a.data())[at])
-                                  : reinterpret_cast<const float*>(a.data())[at];
+    return format_.scales_are_f16
+               ? half_to_float(reinterpret_cast<const std::uint16_t*>(a.data())[at])
+               : reinterpret_cast<const float*>(a.data())[at];
   };
   for (std::int64_t c = 0; c < format_.k; ++c) {
     const std::int64_t value = c * kTile + lane;
     const int nibble = (codes[c / 8 * 64 + lane * 4 + c % 4] >> (c / 4 % 2 * 4)) & 15;
     switch (format_.type) {
-      case WeightType::Int4: out[c] = static_cast<float>(nibble - 8) * scale(scales_, c / format_.group); break;
+      case WeightType::Int4:
+        out[c] = static_cast<float>(nibble - 8) * scale(scales_, c / format_.group);
+        break;
       case WeightType::Int4Aff:
-        out[c] = static_cast<float>(nibble) * scale(scales_, c / format_.group) + scale(offsets_, c / format_.group);
+        out[c] = static_cast<float>(nibble) * scale(scales_, c / format_.group) +
+                 scale(offsets_, c / format_.group);
         break;
       case WeightType::Int8:
-        out[c] = static_cast<float>(static_cast<std::int8_t>(codes[c / 4 * 64 + lane * 4 + c % 4])) *
-                 scale(scales_, c / format_.group);
+        out[c] =
+            static_cast<float>(static_cast<std::int8_t>(codes[c / 4 * 64 + lane * 4 + c % 4])) *
+            scale(scales_, c / format_.group);
         break;
-      case WeightType::F16: out[c] = half_to_float(reinterpret_cast<const std::uint16_t*>(codes)[value]); break;
-      case WeightType::BF16: out[c] = bf16_to_float(reinterpret_cast<const std::uint16_t*>(codes)[value]); break;
-      case WeightType::F32: out[c] = reinterpret_cast<const float*>(codes)[value]; break;
+      case WeightType::F16:
+        out[c] = half_to_float(reinterpret_cast<const std::uint16_t*>(codes)[value]);
+        break;
+      case WeightType::BF16:
+        out[c] = bf16_to_float(reinterpret_cast<const std::uint16_t*>(codes)[value]);
+        break;
+      case WeightType::F32:
+        out[c] = reinterpret_cast<const float*>(codes)[value];
+        break;
     }
   }
 }

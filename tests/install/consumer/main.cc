@@ -1,4 +1,5 @@
-// A program of a user of the library: loads a model, answers, and checks that it does so twice alike.
+// A program of a user of the library: loads a model, answers, and checks that it does so twice
+// alike.
 #include <iostream>
 #include <nibble/nibble.hpp>
 

@@ -25,21 +25,25 @@ inline float exp1(float x) {
 
 // p[0..63]: weights of a block's positions (times their scales); rows: how many of them exist.
 template <bool kFixed>
-inline void add_values(const AttentionTask& t, std::int64_t position, int rows, const float* p, float shrink) {
+inline void add_values(const AttentionTask& t, std::int64_t position, int rows, const float* p,
+                       float shrink) {
   constexpr int kLanes = 4;  // vectors of dims at a time
   float* out = t.out + 2;
   for (std::int64_t d = 0; d < t.head_stride; d += kLanes * 16) {
     const int n = static_cast<int>((t.head_stride - d) / 16);
     const int lanes = n < kLanes ? n : kLanes;
     F o[kLanes];
-    for (int i = 0; i < kLanes; ++i) o[i] = i < lanes ? f_mul(f_load(out + d + i * 16), f_set1(shrink)) : f_zero();
+    for (int i = 0; i < kLanes; ++i)
+      o[i] = i < lanes ? f_mul(f_load(out + d + i * 16), f_set1(shrink)) : f_zero();
     for (int r = 0; r < rows; ++r) {
       const F w = f_set1(p[r]);
       const std::int64_t at = (position + r) * t.head_stride + d;
       if (lanes == kLanes)
-        for (int i = 0; i < kLanes; ++i) o[i] = f_fma(w, load_kv<kFixed>(t.values, at + i * 16), o[i]);
+        for (int i = 0; i < kLanes; ++i)
+          o[i] = f_fma(w, load_kv<kFixed>(t.values, at + i * 16), o[i]);
       else
-        for (int i = 0; i < lanes; ++i) o[i] = f_fma(w, load_kv<kFixed>(t.values, at + i * 16), o[i]);
+        for (int i = 0; i < lanes; ++i)
+          o[i] = f_fma(w, load_kv<kFixed>(t.values, at + i * 16), o[i]);
     }
     for (int i = 0; i < lanes; ++i) f_store(out + d + i * 16, o[i]);
   }
@@ -61,7 +65,8 @@ inline void attend(const AttentionTask& t) {
     const std::int64_t pitch = 16 * t.head_dim;  // the cache is padded to whole blocks
     for (std::int64_t d = 0; d < t.head_dim; ++d) {
       const F q = f_set1(t.q[d]);
-      for (int i = 0; i < kSub; ++i) s[i] = f_fma(q, load_kv<kFixed>(t.keys, (b / 16 + i) * pitch + d * 16), s[i]);
+      for (int i = 0; i < kSub; ++i)
+        s[i] = f_fma(q, load_kv<kFixed>(t.keys, (b / 16 + i) * pitch + d * 16), s[i]);
     }
     // Lanes past the end score minus infinity, whatever an earlier sequence left there.
     F block_top = f_set1(none);
@@ -92,7 +97,8 @@ inline void attend(const AttentionTask& t) {
 
 void attention(const AttentionTask& t) { t.fixed ? attend<true>(t) : attend<false>(t); }
 
-void combine(const float* parts, std::int64_t splits, std::int64_t pitch, std::int64_t head_dim, float* out) {
+void combine(const float* parts, std::int64_t splits, std::int64_t pitch, std::int64_t head_dim,
+             float* out) {
   float top = parts[0], total = 0;
   for (std::int64_t i = 1; i < splits; ++i) top = parts[i * pitch] > top ? parts[i * pitch] : top;
   for (std::int64_t i = 0; i < splits; ++i) {

@@ -1,12 +1,17 @@
+// The kernels are written over the vector header: it comes first.
+// clang-format off
 #include "backend/cpu/simd/avx2.h"
 #include "backend/cpu/simd/linear.inl"
 #include "backend/cpu/simd/rowwise.inl"
 #include "backend/cpu/simd/attention.inl"
 #include "backend/cpu/simd/table.inl"
+// clang-format on
 
 namespace nibble::cpu {
+
 const Kernels& avx2_kernels() {
   static constexpr Kernels table = make_table("avx2");
   return table;
 }
+
 }  // namespace nibble::cpu

@@ -25,7 +25,9 @@ inline F f_add(F x, F y) { return {_mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y
 inline F f_sub(F x, F y) { return {_mm256_sub_ps(x.a, y.a), _mm256_sub_ps(x.b, y.b)}; }
 inline F f_mul(F x, F y) { return {_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)}; }
 inline F f_div(F x, F y) { return {_mm256_div_ps(x.a, y.a), _mm256_div_ps(x.b, y.b)}; }
-inline F f_fma(F x, F y, F z) { return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)}; }
+inline F f_fma(F x, F y, F z) {
+  return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)};
+}
 inline F f_max(F x, F y) { return {_mm256_max_ps(x.a, y.a), _mm256_max_ps(x.b, y.b)}; }
 inline F f_min(F x, F y) { return {_mm256_min_ps(x.a, y.a), _mm256_min_ps(x.b, y.b)}; }
 inline F f_if_lt(F x, F y, F z) {
@@ -33,7 +35,9 @@ inline F f_if_lt(F x, F y, F z) {
           _mm256_and_ps(_mm256_cmp_ps(x.b, y.b, _CMP_LT_OQ), z.b)};
 }
 inline __m128i load128(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
-inline F f_from_half(const std::uint16_t* p) { return {_mm256_cvtph_ps(load128(p)), _mm256_cvtph_ps(load128(p + 8))}; }
+inline F f_from_half(const std::uint16_t* p) {
+  return {_mm256_cvtph_ps(load128(p)), _mm256_cvtph_ps(load128(p + 8))};
+}
 inline F f_from_bf16(const std::uint16_t* p) {
   const auto widen = [](__m128i h) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));
@@ -41,11 +45,13 @@ inline F f_from_bf16(const std::uint16_t* p) {
   return {widen(load128(p)), widen(load128(p + 8))};
 }
 inline F f_from_i16(const std::int16_t* p) {
-  return {_mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(load128(p))), _mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(load128(p + 8)))};
+  return {_mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(load128(p))),
+          _mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(load128(p + 8)))};
 }
 inline void f_store_half(std::uint16_t* p, F x) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(x.a, _MM_FROUND_TO_NEAREST_INT));
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(p + 8), _mm256_cvtps_ph(x.b, _MM_FROUND_TO_NEAREST_INT));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p + 8),
+                   _mm256_cvtps_ph(x.b, _MM_FROUND_TO_NEAREST_INT));
 }
 inline F f_from_i(I x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
 inline F f_bits(I x) { return {_mm256_castsi256_ps(x.a), _mm256_castsi256_ps(x.b)}; }
@@ -70,7 +76,9 @@ inline __m256i narrow16(I x) {  // low 16 bits of each lane, in order
   return _mm256_permute4x64_epi64(
       _mm256_packus_epi32(_mm256_and_si256(x.a, m), _mm256_and_si256(x.b, m)), 0xd8);
 }
-inline void i_store16(std::int16_t* p, I x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow16(x)); }
+inline void i_store16(std::int16_t* p, I x) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow16(x));
+}
 inline void i_store8(std::int8_t* p, I x) {
   const __m256i h = _mm256_and_si256(narrow16(x), _mm256_set1_epi16(0xff));
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p),

@@ -27,15 +27,20 @@ inline F f_div(F x, F y) { return {_mm512_div_ps(x.v, y.v)}; }
 inline F f_fma(F x, F y, F z) { return {_mm512_fmadd_ps(x.v, y.v, z.v)}; }
 inline F f_max(F x, F y) { return {_mm512_max_ps(x.v, y.v)}; }
 inline F f_min(F x, F y) { return {_mm512_min_ps(x.v, y.v)}; }
-inline F f_if_lt(F x, F y, F z) { return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x.v, y.v, _CMP_LT_OQ), z.v)}; }
+inline F f_if_lt(F x, F y, F z) {
+  return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x.v, y.v, _CMP_LT_OQ), z.v)};
+}
 inline __m256i load256(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
 inline F f_from_half(const std::uint16_t* p) { return {_mm512_cvtph_ps(load256(p))}; }
 inline F f_from_bf16(const std::uint16_t* p) {
   return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(load256(p)), 16))};
 }
-inline F f_from_i16(const std::int16_t* p) { return {_mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(load256(p)))}; }
+inline F f_from_i16(const std::int16_t* p) {
+  return {_mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(load256(p)))};
+}
 inline void f_store_half(std::uint16_t* p, F x) {
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                      _mm512_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT));
 }
 inline F f_from_i(I x) { return {_mm512_cvtepi32_ps(x.v)}; }
 inline F f_bits(I x) { return {_mm512_castsi512_ps(x.v)}; }

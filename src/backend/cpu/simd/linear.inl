@@ -3,7 +3,8 @@
 //
 // Per unit (pieces.h), in ascending order, with one fp32 accumulator a lane and piece:
 //   fixed point   s = sum code * q, an exact integer;   acc = fma(s', wscale * xscale, acc)
-//                 s' = s - 8 sum q (int4), s (int8);    int4-affine adds fma(sum q, offset * xscale, acc)
+//                 s' = s - 8 sum q (int4), s (int8);    int4-affine adds fma(sum q, offset *
+//                 xscale, acc)
 //   fp32          s = sum of fma(code', x, s) over the unit's columns; acc = fma(s, wscale, acc)
 //   plain         s as fp32 with the weight's value;    acc = acc + s
 // Pieces are then added as ((01)(23))((45)(67)).
@@ -21,10 +22,16 @@ inline F load_scale(const TileWeight& w, const std::uint8_t* base, std::int64_t 
 
 constexpr int chunk_bytes(WeightType t) {
   switch (t) {
-    case WeightType::Int4: case WeightType::Int4Aff: return 256;
-    case WeightType::Int8: return 512;
-    case WeightType::F16: case WeightType::BF16: return 1024;
-    default: return 2048;
+    case WeightType::Int4:
+    case WeightType::Int4Aff:
+      return 256;
+    case WeightType::Int8:
+      return 512;
+    case WeightType::F16:
+    case WeightType::BF16:
+      return 1024;
+    default:
+      return 2048;
   }
 }
 
@@ -47,8 +54,8 @@ inline F column(const std::uint8_t* chunk, int c) {
 }
 
 template <WeightType T, Activations A, int MB>
-inline void add_unit(const TileWeight& w, const std::uint8_t* codes, const Unit& u, std::int64_t scale_at,
-                     const XRow* x, F* acc) {
+inline void add_unit(const TileWeight& w, const std::uint8_t* codes, const Unit& u,
+                     std::int64_t scale_at, const XRow* x, F* acc) {
   const std::int64_t k0 = static_cast<std::int64_t>(u.chunk) * kChunk;
   if constexpr (is_quantised(T) && A != Activations::Fp32) {
     constexpr int kLimbs = A == Activations::Int16 ? 2 : 1;
@@ -83,7 +90,8 @@ inline void add_unit(const TileWeight& w, const std::uint8_t* codes, const Unit&
       if constexpr (T == WeightType::Int4Aff) {
         const F offset = load_scale(w, w.offsets, scale_at);
         for (int m = 0; m < MB; ++m)
-          for (int c = 0; c < u.chunks; ++c) acc[m] = f_fma(f_set1(x[m].fsum[u.chunk + c]), offset, acc[m]);
+          for (int c = 0; c < u.chunks; ++c)
+            acc[m] = f_fma(f_set1(x[m].fsum[u.chunk + c]), offset, acc[m]);
       }
     }
   }

@@ -25,7 +25,8 @@ inline float reduce_add(F x) {
 }
 
 // e^x: 2^n * p(r), r = x - n ln 2 in two steps, p a degree-6 Taylor polynomial on |r| <= ln 2 / 2
-// (error below 2e-7 relative). 0 below -87.3; +inf is never produced: x is cut at 88. NaN stays NaN.
+// (error below 2e-7 relative). 0 below -87.3; +inf is never produced: x is cut at 88. NaN stays
+// NaN.
 inline F f_exp(F x) {
   const F low = f_set1(-87.3f);
   const F y = f_max(low, f_min(f_set1(88.0f), x));
@@ -80,7 +81,8 @@ void prepare(const float* x, std::int64_t k, const std::int32_t* block_chunk, st
       }
     }
     if (!fixed) continue;
-    const F inv = f_set1(fixed_scale(x + first, k - first < last - first ? k - first : last - first, top, &out.scale[b]));
+    const F inv = f_set1(fixed_scale(x + first, k - first < last - first ? k - first : last - first,
+                                     top, &out.scale[b]));
     for (std::int64_t c = first; c < last; c += kChunk) {
       I sum = i_set1(0);
       for (int h = 0; h < kChunk; h += 16) {
@@ -97,14 +99,16 @@ void prepare(const float* x, std::int64_t k, const std::int32_t* block_chunk, st
       }
       std::int32_t s[16];
       i_store(s, sum);
-      for (int i = 1; i < 16; ++i) s[0] = static_cast<std::int32_t>(static_cast<std::uint32_t>(s[0]) + static_cast<std::uint32_t>(s[i]));
+      for (int i = 1; i < 16; ++i)
+        s[0] = static_cast<std::int32_t>(static_cast<std::uint32_t>(s[0]) +
+                                         static_cast<std::uint32_t>(s[i]));
       out.qsum[c / kChunk] = s[0];
     }
   }
 }
 
-void add_rmsnorm(const float* residual, const float* delta, const float* weight, float offset, float eps,
-                 std::int64_t k, float* u) {
+void add_rmsnorm(const float* residual, const float* delta, const float* weight, float offset,
+                 float eps, std::int64_t k, float* u) {
   F squares = f_zero();
   for (std::int64_t c = 0; c < k; c += 16) {
     F h = load_upto(residual + c, k - c);
@@ -139,7 +143,8 @@ void rope(const float* x, std::int64_t head_dim, const float* norm, float eps, c
     const F v = load_upto(x + d, head_dim - d);
     squares = f_fma(v, v, squares);
   }
-  const F inv = f_set1(1.0f / __builtin_sqrtf(reduce_add(squares) / static_cast<float>(head_dim) + eps));
+  const F inv =
+      f_set1(1.0f / __builtin_sqrtf(reduce_add(squares) / static_cast<float>(head_dim) + eps));
   for (std::int64_t d = 0; d < head_dim; d += 16) {
     F v = load_upto(x + d, head_dim - d);
     if (norm != nullptr) v = f_mul(f_mul(v, inv), load_upto(norm + d, head_dim - d));

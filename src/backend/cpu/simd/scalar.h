@@ -23,34 +23,64 @@ inline R lanes(Fn fn) {
   return r;
 }
 
-inline F f_set1(float x) { return lanes<F>([&](int) { return x; }); }
+inline F f_set1(float x) {
+  return lanes<F>([&](int) { return x; });
+}
 inline F f_zero() { return f_set1(0); }
-inline F f_load(const float* p) { return lanes<F>([&](int i) { return p[i]; }); }
+inline F f_load(const float* p) {
+  return lanes<F>([&](int i) { return p[i]; });
+}
 inline void f_store(float* p, F a) { std::memcpy(p, a.v, sizeof a.v); }
-inline F f_add(F a, F b) { return lanes<F>([&](int i) { return a.v[i] + b.v[i]; }); }
-inline F f_sub(F a, F b) { return lanes<F>([&](int i) { return a.v[i] - b.v[i]; }); }
-inline F f_mul(F a, F b) { return lanes<F>([&](int i) { return a.v[i] * b.v[i]; }); }
-inline F f_div(F a, F b) { return lanes<F>([&](int i) { return a.v[i] / b.v[i]; }); }
-inline F f_fma(F a, F b, F c) { return lanes<F>([&](int i) { return __builtin_fmaf(a.v[i], b.v[i], c.v[i]); }); }
+inline F f_add(F a, F b) {
+  return lanes<F>([&](int i) { return a.v[i] + b.v[i]; });
+}
+inline F f_sub(F a, F b) {
+  return lanes<F>([&](int i) { return a.v[i] - b.v[i]; });
+}
+inline F f_mul(F a, F b) {
+  return lanes<F>([&](int i) { return a.v[i] * b.v[i]; });
+}
+inline F f_div(F a, F b) {
+  return lanes<F>([&](int i) { return a.v[i] / b.v[i]; });
+}
+inline F f_fma(F a, F b, F c) {
+  return lanes<F>([&](int i) { return __builtin_fmaf(a.v[i], b.v[i], c.v[i]); });
+}
 // b where unordered, as the x86 instructions do.
-inline F f_max(F a, F b) { return lanes<F>([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; }); }
-inline F f_min(F a, F b) { return lanes<F>([&](int i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; }); }
+inline F f_max(F a, F b) {
+  return lanes<F>([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
+}
+inline F f_min(F a, F b) {
+  return lanes<F>([&](int i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; });
+}
 // x where a < b, else 0.
-inline F f_if_lt(F a, F b, F x) { return lanes<F>([&](int i) { return a.v[i] < b.v[i] ? x.v[i] : 0.0f; }); }
-inline F f_from_half(const std::uint16_t* p) { return lanes<F>([&](int i) { return half_to_float(p[i]); }); }
-inline F f_from_bf16(const std::uint16_t* p) { return lanes<F>([&](int i) { return bf16_to_float(p[i]); }); }
-inline F f_from_i16(const std::int16_t* p) { return lanes<F>([&](int i) { return static_cast<float>(p[i]); }); }
+inline F f_if_lt(F a, F b, F x) {
+  return lanes<F>([&](int i) { return a.v[i] < b.v[i] ? x.v[i] : 0.0f; });
+}
+inline F f_from_half(const std::uint16_t* p) {
+  return lanes<F>([&](int i) { return half_to_float(p[i]); });
+}
+inline F f_from_bf16(const std::uint16_t* p) {
+  return lanes<F>([&](int i) { return bf16_to_float(p[i]); });
+}
+inline F f_from_i16(const std::int16_t* p) {
+  return lanes<F>([&](int i) { return static_cast<float>(p[i]); });
+}
 inline void f_store_half(std::uint16_t* p, F a) {
   for (int i = 0; i < 16; ++i) p[i] = float_to_half(a.v[i]);
 }
-inline F f_from_i(I a) { return lanes<F>([&](int i) { return static_cast<float>(a.v[i]); }); }
+inline F f_from_i(I a) {
+  return lanes<F>([&](int i) { return static_cast<float>(a.v[i]); });
+}
 inline F f_bits(I a) {
   F r;
   std::memcpy(r.v, a.v, sizeof r.v);
   return r;
 }
 
-inline I i_set1(std::int32_t x) { return lanes<I>([&](int) { return x; }); }
+inline I i_set1(std::int32_t x) {
+  return lanes<I>([&](int) { return x; });
+}
 inline I i_load(const void* p) {
   I r;
   std::memcpy(r.v, p, sizeof r.v);
@@ -58,19 +88,31 @@ inline I i_load(const void* p) {
 }
 inline void i_store(std::int32_t* p, I a) { std::memcpy(p, a.v, sizeof a.v); }
 inline I i_bits(F a) { return i_load(a.v); }
-inline I i_add(I a, I b) { return lanes<I>([&](int i) { return a.v[i] + b.v[i]; }); }
-inline I i_sub(I a, I b) { return lanes<I>([&](int i) { return a.v[i] - b.v[i]; }); }
-inline I i_and(I a, I b) { return lanes<I>([&](int i) { return a.v[i] & b.v[i]; }); }
-inline I i_max(I a, I b) { return lanes<I>([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; }); }
-inline I i_shl(I a, int n) {
-  return lanes<I>([&](int i) { return static_cast<std::int32_t>(static_cast<std::uint32_t>(a.v[i]) << n); });
+inline I i_add(I a, I b) {
+  return lanes<I>([&](int i) { return a.v[i] + b.v[i]; });
 }
-inline I i_sar(I a, int n) { return lanes<I>([&](int i) { return a.v[i] >> n; }); }
+inline I i_sub(I a, I b) {
+  return lanes<I>([&](int i) { return a.v[i] - b.v[i]; });
+}
+inline I i_and(I a, I b) {
+  return lanes<I>([&](int i) { return a.v[i] & b.v[i]; });
+}
+inline I i_max(I a, I b) {
+  return lanes<I>([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
+}
+inline I i_shl(I a, int n) {
+  return lanes<I>(
+      [&](int i) { return static_cast<std::int32_t>(static_cast<std::uint32_t>(a.v[i]) << n); });
+}
+inline I i_sar(I a, int n) {
+  return lanes<I>([&](int i) { return a.v[i] >> n; });
+}
 // Nearest, ties to even; out of range and NaN give INT32_MIN.
 inline I i_round(F a) {
   return lanes<I>([&](int i) {
     const float x = a.v[i];
-    return x >= -2147483648.0f && x < 2147483648.0f ? static_cast<std::int32_t>(__builtin_rintf(x)) : INT32_MIN;
+    return x >= -2147483648.0f && x < 2147483648.0f ? static_cast<std::int32_t>(__builtin_rintf(x))
+                                                    : INT32_MIN;
   });
 }
 inline void i_store8(std::int8_t* p, I a) {

@@ -19,7 +19,8 @@ constexpr void fill(Kernels& k) {
 }
 
 constexpr Kernels make_table(const char* name) {
-  Kernels k{name, {}, prepare, add_rmsnorm, add, swiglu, rope, attention, combine, to_int16, to_half};
+  Kernels k{name, {},        prepare, add_rmsnorm, add,    swiglu,
+            rope, attention, combine, to_int16,    to_half};
   fill<WeightType::Int4>(k);
   fill<WeightType::Int4Aff>(k);
   fill<WeightType::Int8>(k);
