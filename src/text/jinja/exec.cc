@@ -88,15 +88,18 @@ Flow Interp::exec_for(const Stmt& s, Scope& scope, Output& out) {
       return truthy(eval(*s.filter, inner));
     };
   }
+  bool completed = false;  // some iteration: Jinja runs the else even after one that was left
   while (loop->advance()) {
     Scope inner{&scope, {}};
     run.line = s.line;
     inner.names["loop"] = loop;
     assign(*s.target, loop->current, inner);
-    if (exec(s.bodies[0], inner, out) == Flow::Break) break;
+    const Flow flow = exec(s.bodies[0], inner, out);
+    completed |= flow == Flow::Normal;
+    if (flow == Flow::Break) break;
   }
   loop->filter = nullptr;  // it refers to this scope
-  return loop->index0 < 0 ? exec(s.bodies[1], scope, out) : Flow::Normal;
+  return completed ? Flow::Normal : exec(s.bodies[1], scope, out);
 }
 
 // Blocks whose text goes elsewhere than to `out`, or whose names are their own.

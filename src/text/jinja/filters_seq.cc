@@ -62,14 +62,14 @@ Value sort(Interp& in, const Value& v, const Args& args) {
   const SeqPtr all = elements(in.run, v);
   std::vector<Value> keys;
   for (const Value& item : all->items) {
-    if (!p.given(2) || p.at(2).str() == nullptr) {
-      keys.push_back(fold_case(in, by_path(in, item, p.given(2) ? p.at(2) : Value(None{})),
-                               p.flag(1, false)));
-      continue;
-    }
     std::vector<Value> parts;  // "a,b": by a, then by b
-    std::string_view paths = p.text(2, "");
-    for (bool more = true; more;) {
+    const bool named = p.given(2) && p.at(2).str() != nullptr;
+    if (!named) {
+      const Value path = p.given(2) ? p.at(2) : Value(None{});
+      parts.push_back(fold_case(in, by_path(in, item, path), p.flag(1, false)));
+    }
+    std::string_view paths = named ? p.text(2, "") : "";
+    for (bool more = named; more;) {
       const std::size_t comma = paths.find(',');
       const Value path = make_str(in.run, std::string(paths.substr(0, comma)));
       parts.push_back(fold_case(in, by_path(in, item, path), p.flag(1, false)));

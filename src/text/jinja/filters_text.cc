@@ -101,11 +101,13 @@ Value center(Interp& in, const Value& v, const Args& args) {
 
 Value truncate(Interp& in, const Value& v, const Args& args) {
   const Params p(in.run, "truncate", args, {"length", "killwords", "end", "leeway"});
-  const std::int64_t limit = p.integer(0, 255);
   const std::string_view end = p.text(2, "...");
+  const std::int64_t limit = std::max<std::int64_t>(p.integer(0, 255), 0);
   const std::int64_t keep = limit - static_cast<std::int64_t>(count_chars(end));
-  if (v.str() == nullptr || keep < 0) in.run.fail("'truncate' needs a string and room for its end");
-  if (length(in.run, v) <= limit + std::min<std::int64_t>(p.integer(3, 5), 1 << 30)) return v;
+  const std::int64_t leeway = p.integer(3, 5);
+  if (keep < 0 || leeway < 0) in.run.fail("'truncate' needs room for its end");
+  if (length(in.run, v) - leeway <= limit) return v;
+  if (v.str() == nullptr) in.run.fail("'truncate' needs a string, not {}", type_name(v));
   std::string out = v.str()->text.substr(0, byte_of_char(v.str()->text, static_cast<std::size_t>(keep)));
   if (const auto space = out.rfind(' '); !p.flag(1, false) && space != out.npos) out.resize(space);
   in.run.append(out, end);

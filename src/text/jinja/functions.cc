@@ -73,7 +73,8 @@ Value range(Interp& in, const Value&, const Args& args) {
   }
   std::vector<Value> items;
   for (std::uint64_t i = 0; i < count; ++i) {
-    items.push_back(start + static_cast<std::int64_t>(i) * step);
+    const auto distance = i * static_cast<std::uint64_t>(step);  // of which the sum fits again
+    items.push_back(static_cast<std::int64_t>(static_cast<std::uint64_t>(start) + distance));
   }
   return make_seq(in.run, Seq::Type::Range, std::move(items));
 }

@@ -102,7 +102,7 @@ class Interp {
 // Arithmetic (ops.cc). Fails with the types where Python would, and where 64 bits are too few.
 Value binary(Run& run, Expr::Op op, const Value& a, const Value& b);
 Value negate(Run& run, const Value& v);
-// v[start:stop:step]; None: absent. Undefined where Python's slice raises a TypeError.
+// v[start:stop:step]; None: absent.
 Value slice(Run& run, const Value& v, const Value& start, const Value& stop, const Value& step);
 
 }  // namespace nibble::jinja

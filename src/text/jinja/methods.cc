@@ -265,11 +265,11 @@ Value pad(Interp& in, const Value& self, const Args& args) {
   const Params p(in.run, "this method", args, {"width", "fill"}, 1);
   const std::string fill = p.given(1) ? std::string(p.text(1, " ")) : " ";
   if (count_chars(fill) != 1) in.run.fail("the fill must be one character");
-  const std::int64_t n = length(in.run, self);
-  const auto missing = static_cast<std::size_t>(std::max<std::int64_t>(p.integer(0, 0) - n, 0));
+  const std::int64_t n = length(in.run, self), width = std::max(p.integer(0, 0), n);
+  const auto missing = static_cast<std::size_t>(width - n);
   in.run.room(missing, fill.size());
   // str.center puts an odd one on the left when the width is odd too
-  const std::size_t half = missing / 2 + (missing & static_cast<std::size_t>(p.integer(0, 0)) & 1);
+  const std::size_t half = missing / 2 + (missing & static_cast<std::size_t>(width) & 1);
   const std::size_t before = left && right ? half : left ? missing : 0;
   std::string out;
   for (std::size_t i = 0; i < before; ++i) out += fill;
@@ -280,12 +280,13 @@ Value pad(Interp& in, const Value& self, const Args& args) {
 
 Value zfill(Interp& in, const Value& self, const Args& args) {
   const Params p(in.run, "zfill", args, {"width"}, 1);
-  const std::int64_t missing = p.integer(0, 0) - length(in.run, self);
-  if (missing <= 0) return self;
-  in.run.room(static_cast<std::size_t>(missing));
+  const std::int64_t n = length(in.run, self), width = p.integer(0, 0);
+  if (width <= n) return self;
+  const auto missing = static_cast<std::size_t>(width - n);
+  in.run.room(missing);
   std::string out = self.str()->text;
   const bool sign = out.starts_with('-') || out.starts_with('+');
-  out.insert(sign ? 1 : 0, static_cast<std::size_t>(missing), '0');
+  out.insert(sign ? 1 : 0, missing, '0');
   return like(in, self, std::move(out));
 }
 

@@ -173,11 +173,11 @@ Value slice(Run& run, const Value& v, const Value& start, const Value& stop, con
   if (v.undefined()) run.fail("{}", v.get<Undefined>()->why->text);
   const Str* s = v.str();
   if (s == nullptr && (v.seq() == nullptr || v.seq()->type > Seq::Type::Range)) {
-    return make_undefined(run, fmt::format("a '{}' cannot be sliced", type_name(v)));
+    run.fail("a value of type '{}' cannot be sliced", type_name(v));
   }
   for (const Value* b : {&start, &stop, &step}) {
     if (!b->is<None>() && !b->integer()) {
-      return make_undefined(run, fmt::format("a slice cannot take a '{}'", type_name(*b)));
+      run.fail("a slice needs integers, not {}", type_name(*b));
     }
   }
   const std::int64_t by = step.is<None>() ? 1 : step.as_int();

@@ -288,8 +288,8 @@ std::string percent_format(Run& run, std::string_view f, const Value& args) {
     }
     run.append(out, text);
   }
-  const bool dict_alone = args.dict() != nullptr || by_name;
-  if (!dict_alone && used < (many != nullptr ? many->items.size() : 1)) {
+  const bool mapping = args.dict() != nullptr || args.list() || by_name;  // as Python takes a list
+  if (!mapping && used < (many != nullptr ? many->items.size() : 1)) {
     run.fail("too many values for the format");
   }
   run.work(f.size());

@@ -28,6 +28,8 @@ bool is_decimal(std::int32_t code);
 bool is_digit(std::int32_t code);  // decimals and superscripts (str.isdigit)
 bool is_alnum(std::int32_t code);
 
+// As Python's str, special casing included, but for the title case of nine characters of
+// polytonic Greek and of U+0149.
 std::string to_upper(std::string_view s);
 std::string to_lower(std::string_view s);
 std::string capitalize(std::string_view s);  // first character in title case, the rest lower

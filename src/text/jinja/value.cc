@@ -271,7 +271,7 @@ SeqPtr elements(Run& run, const Value& v) {
 }
 
 bool hashable(const Value& v) {
-  if (v.number() || v.is<None>() || v.str() != nullptr) return true;
+  if (v.number() || v.is<None>() || v.undefined() || v.str() != nullptr) return true;
   return v.seq() != nullptr && v.seq()->type == Seq::Type::Tuple &&
          std::all_of(v.seq()->items.begin(), v.seq()->items.end(), hashable);
 }
@@ -283,6 +283,7 @@ std::string hash_key(Run& run, const Value& v) {
     return "s" + s->text;
   }
   if (v.is<None>()) return "n";
+  if (v.undefined()) return "u";
   if (const auto* d = v.get<double>()) {
     if (*d != std::trunc(*d) || std::fabs(*d) >= 0x1p63) return fmt::format("f{}", *d);
     return fmt::format("i{}", static_cast<std::int64_t>(*d));
