@@ -28,7 +28,7 @@ struct GenerateOptions {
   double min_p = 0;             // 0: off
   double repetition_penalty = 1, presence_penalty = 0;
   std::uint64_t seed = 0;  // the same seed gives the same answer
-  std::vector<std::string> stop;
+  std::vector<std::string> stop = {};
 };
 
 struct Generated {

@@ -21,7 +21,7 @@ struct EngineOptions {
   int slots = 1;              // sequences that may be alive at once
   bool check_finite = false;  // stop at the first operation that gives NaN or Inf, naming it
   // Called while loading with the fraction done (0..1); may be empty.
-  std::function<void(double)> progress;
+  std::function<void(double)> progress = {};
 };
 
 // What a decode step reads, and what the engine holds, in bytes.

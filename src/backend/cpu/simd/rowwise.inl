@@ -62,9 +62,12 @@ inline float fixed_scale(const float* x, std::int64_t n, float top, float* scale
   return tiny ? 0.0f : top / largest;
 }
 
+inline F cut(F x, F bound) { return f_min(f_max(x, f_sub(f_zero(), bound)), bound); }
+
 void to_int16(const float* x, std::int64_t n, std::int16_t* out, float* scale) {
   const F inv = f_set1(fixed_scale(x, n, 32512.0f, scale));
-  for (std::int64_t i = 0; i < n; i += 16) i_store16(out + i, i_round(f_mul(f_load(x + i), inv)));
+  for (std::int64_t i = 0; i < n; i += 16)
+    i_store16(out + i, i_round(cut(f_mul(f_load(x + i), inv), f_set1(32512.0f))));
 }
 
 void prepare(const float* x, std::int64_t k, const std::int32_t* block_chunk, std::int32_t blocks,
@@ -81,12 +84,14 @@ void prepare(const float* x, std::int64_t k, const std::int32_t* block_chunk, st
       }
     }
     if (!fixed) continue;
+    // Cut to the range, so that NaN, which the scale already carries, becomes an integer in it.
+    const F bound = f_set1(top);
     const F inv = f_set1(fixed_scale(x + first, k - first < last - first ? k - first : last - first,
                                      top, &out.scale[b]));
     for (std::int64_t c = first; c < last; c += kChunk) {
       I sum = i_set1(0);
       for (int h = 0; h < kChunk; h += 16) {
-        const I q = i_round(f_mul(load_upto(x + c + h, k - c - h), inv));
+        const I q = i_round(cut(f_mul(load_upto(x + c + h, k - c - h), inv), bound));
         sum = i_add(sum, q);
         i_store16(out.q + c + h, q);
         if (a == Activations::Int8) {
@@ -99,9 +104,7 @@ void prepare(const float* x, std::int64_t k, const std::int32_t* block_chunk, st
       }
       std::int32_t s[16];
       i_store(s, sum);
-      for (int i = 1; i < 16; ++i)
-        s[0] = static_cast<std::int32_t>(static_cast<std::uint32_t>(s[0]) +
-                                         static_cast<std::uint32_t>(s[i]));
+      for (int i = 1; i < 16; ++i) s[0] += s[i];
       out.qsum[c / kChunk] = s[0];
     }
   }
