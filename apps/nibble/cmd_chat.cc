@@ -23,7 +23,6 @@ volatile std::sig_atomic_t g_interrupted = 0;
 class CatchInterrupt {
  public:
   CatchInterrupt() {
-    g_interrupted = 0;
     struct sigaction action {};
     action.sa_handler = [](int) { g_interrupted = 1; };
     action.sa_flags = SA_RESTART;
@@ -112,7 +111,13 @@ void chat(const Options& o) {
   LineReader reader("> ");
   if (reader.interactive())
     note("Ctrl-C ends an answer, /reset forgets the conversation, /exit or Ctrl-D leaves");
-  while (const auto line = reader.read()) {
+  // On a terminal at every moment: a Ctrl-C between two answers must not end the program either.
+  std::optional<CatchInterrupt> guard;
+  if (reader.interactive()) guard.emplace();
+  for (;;) {
+    g_interrupted = 0;
+    const auto line = reader.read();
+    if (!line) break;
     if (line->find_first_not_of(" \t\r") == std::string::npos) continue;
     if (*line == "/exit") break;
     if (*line == "/reset") {

@@ -28,7 +28,7 @@ void add_device(CLI::App& cmd, ModelFlags& flags) {
 
 void add_threads(CLI::App& cmd, int& threads) {
   cmd.add_option("--threads", threads, "Threads; 0: every core this process may use")
-      ->check(CLI::Range(0, 4096))
+      ->check(CLI::Range(0, 1024))
       ->capture_default_str();
 }
 

@@ -41,7 +41,7 @@ struct LineReader::Editor {
     el_set(line, EL_HIST, ::history, history);
     el_set(line, EL_SIGNAL, 1);  // gives the terminal back when the process is ended
     // Ctrl-C while editing is a key, so that it drops the line and not the program.
-    el_set(line, EL_SETTY, "-d", "intr=", nullptr);
+    el_set(line, EL_SETTY, "-d", "-isig", nullptr);
     el_set(line, EL_ADDFN, "drop-line", "Drop the line", &drop_line);
     el_set(line, EL_BIND, "^C", "drop-line", nullptr);
   }
@@ -54,6 +54,7 @@ struct LineReader::Editor {
     for (;;) {
       dropped = false;
       int count = 0;
+      el_set(line, EL_PREP_TERM, 1);  // before the prompt shows, so that no key is taken as a signal
       const char* text = el_gets(line, &count);
       if (dropped) {
         std::fputs("^C\n", stderr);

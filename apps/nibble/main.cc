@@ -1,7 +1,11 @@
 // nibble: the command. Exit codes: 0, 1 (it failed), 2 (it was asked for something impossible).
+#include <fmt/ranges.h>
+
 #include <csignal>
 #include <new>
 #include <sstream>
+#include <string>
+#include <vector>
 
 #include "base/error.h"
 #include "commands.h"
@@ -18,6 +22,21 @@ int complain(int code, std::string_view what) {
   return code;
 }
 
+// The innermost command given, and how it is called.
+struct Choice {
+  const CLI::App* command;
+  std::string name;
+};
+
+Choice chosen(const CLI::App& app) {
+  Choice c{&app, app.get_name()};
+  while (!c.command->get_subcommands().empty()) {
+    c.command = c.command->get_subcommands().front();
+    c.name += " " + c.command->get_name();
+  }
+  return c;
+}
+
 int dispatch(int argc, char** argv) {
   CLI::App app("Runs INT4 language models at the speed of memory, with the same bits every time.",
                "nibble");
@@ -28,7 +47,6 @@ int dispatch(int argc, char** argv) {
       "  nibble COMMAND --help                        everything about a command\n\n"
       "Results go to standard output, all else to standard error. Exit codes: 0, 1 (failed), 2 "
       "(usage).");
-  app.require_subcommand(1);
   app.set_version_flag("--version", version_text);
   add_run(app);
   add_chat(app);
@@ -41,17 +59,19 @@ int dispatch(int argc, char** argv) {
   add_bench(app);
   try {
     app.parse(argc, argv);
+    const Choice choice = chosen(app);
+    if (const auto all = choice.command->get_subcommands({}); !all.empty()) {
+      std::vector<std::string> names;
+      for (const CLI::App* c : all) names.push_back(c->get_name());
+      fail_usage("{} needs a command: {} (try: {} --help)", choice.name, fmt::join(names, ", "),
+                 choice.name);
+    }
   } catch (const CLI::Success& e) {  // --help, --version
     std::ostringstream text;
     app.exit(e, text, text);
     out_text(text.str());
   } catch (const CLI::ParseError& e) {
-    std::string at = "nibble";
-    for (const CLI::App* a = &app; !a->get_subcommands().empty();) {
-      a = a->get_subcommands().front();
-      at += " " + a->get_name();
-    }
-    return complain(kUsage, fmt::format("{} (try: {} --help)", e.what(), at));
+    return complain(kUsage, fmt::format("{} (try: {} --help)", e.what(), chosen(app).name));
   }
   flush_output();
   return 0;
