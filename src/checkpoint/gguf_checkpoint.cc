@@ -31,7 +31,7 @@ class GgufWeight : public WeightSource {
   GgufWeight(std::string name, const GgufTensor& t, WeightType as, RowOrder order,
              std::shared_ptr<const Blob> file)
       : WeightSource(std::move(name), {as, t.shape[0], t.columns(), is_quantised(as) ? 32 : 0,
-                                       !is_quantised(as) || t.type->scales_are_f16}),
+                                       t.type->scales_are_f16}),
         tensor_(t),
         order_(order),
         file_(std::move(file)) {}
