@@ -71,7 +71,7 @@ Bpe::Bpe(const StringMap<std::int32_t>& vocab,
   shift_ = 64 - bits;
   table_.resize(std::size_t{1} << bits);
   for (std::size_t rank = 0; rank < merges.size(); ++rank) {
-    const auto& [left, right] = merges[rank];
+    const std::string &left = merges[rank].first, &right = merges[rank].second;
     const auto id = [&](const std::string& token) {
       const auto it = vocab.find(token);
       require(it != vocab.end(),
