@@ -129,7 +129,8 @@ def main():
     p.add_argument("--rounds", type=int, default=5)
     p.add_argument("--prompt", type=int, default=256)
     p.add_argument("--generate", type=int, default=64)
-    p.add_argument("--nibble-args", default="", help="more options for nibble bench model")
+    p.add_argument("--nibble-args", default="--repeat 1",
+                   help="more options for nibble bench model (default: one timed run a round)")
     p.add_argument("--out", type=pathlib.Path, help="result file (default: in bench/results/)")
     args = p.parse_args()
     if args.rounds < 1:
