@@ -2,14 +2,14 @@
 """Nibble's chat templates against Python's jinja2, set up as Hugging Face's transformers does.
 
     check_templates.py PATH... [--nibble build/nibble] [--show 3]
-    check_templates.py --record tests/data/templates/snippets.jsonl
+    check_templates.py --record tests/data/templates
 
 PATH is a template, a directory of them (*.jinja), or a GGUF file that carries one (needs the
 `gguf` package). Every template renders every conversation below, with every set of variables, with
 and without the generation prompt; the text must agree byte for byte, and where one fails the other
 must too. llama.cpp's source has many templates under models/templates. Exit code 0: all agree.
 
---record runs the snippets of a test file through jinja2 and writes what they give into it.
+--record writes what jinja2 gives for the tests' own snippets and templates beside them.
 """
 import argparse
 import collections
@@ -231,15 +231,30 @@ def check(args):
     return failed == 0
 
 
-def record(path):
-    lines = []
-    for line in path.read_text().rstrip("\n").split("\n"):
-        case = json.loads(line)
-        text, error = render(case["template"], CONVERSATIONS["system turns"], case.get("extra", {}), True)
-        case = {"template": case["template"], **({"extra": case["extra"]} if "extra" in case else {})}
-        case.update({"error": error} if text is None else {"text": text})
-        lines.append(json.dumps(case, ensure_ascii=False))
-    path.write_text("\n".join(lines) + "\n")
+def outcome(text, error):
+    return {"error": error} if text is None else {"text": text}
+
+
+def write_lines(path, cases):
+    path.write_text("".join(json.dumps(c, ensure_ascii=False) + "\n" for c in cases))
+
+
+def record(folder):
+    """snippets.jsonl: one template a line; NAME.jinja: what it gives for some cases, NAME.jsonl."""
+    snippets = folder / "snippets.jsonl"
+    cases = [json.loads(line) for line in snippets.read_text().rstrip("\n").split("\n")]
+    for case in cases:
+        case.pop("text", None), case.pop("error", None)
+        case.update(outcome(*render(case["template"], CONVERSATIONS["system turns"],
+                                    case.get("extra", {}), True)))
+    write_lines(snippets, cases)
+    for file in sorted(folder.glob("*.jinja")):
+        chosen = itertools.product(("one", "odd text", "think", "tool answered", "two tools", "parts all",
+                                    "null content", "no role"), ("none", "flat", "no think"), (True, False))
+        write_lines(file.with_suffix(".jsonl"), [
+            {"messages": CONVERSATIONS[c], "extra": VARIABLES[v], "prompt": p,
+             **outcome(*render(file.read_text(), CONVERSATIONS[c], VARIABLES[v], p))}
+            for i, (c, v, p) in enumerate(chosen) if i % 2 == 0 or c == "one"])
 
 
 def main():

@@ -17,7 +17,8 @@ struct Args {
   std::vector<std::pair<std::string, Value>> named;
 };
 
-// self: what a filter is applied to, or the object of a method.
+// self: what a filter is applied to, or the object of a method; if a string, the caller has
+// counted one reading of it.
 using Builtin = Value (*)(Interp& in, const Value& self, const Args& args);
 using Test = bool (*)(Interp& in, const Value& v, const Args& args);
 struct BuiltinEntry {
@@ -63,7 +64,7 @@ class Params {
 std::string replace_text(Run& run, std::string_view s, std::string_view from, std::string_view to,
                          std::int64_t count);  // negative: all
 std::vector<std::string_view> split_lines(Run& run, std::string_view s, bool keep_ends);
-bool is_all_case(Run& run, std::string_view s, bool upper);  // str.isupper, str.islower
+bool is_all_case(std::string_view s, bool upper);  // str.isupper, str.islower
 
 // Value as a string: itself, or printed.
 StrPtr as_str(Run& run, const Value& v);

@@ -188,6 +188,7 @@ Value Interp::call(const Value& callee, const Args& args) {
   if (c.function == nullptr) {
     run.fail("the method '{}' of '{}' is not supported", c.name, type_name(c.self));
   }
+  if (c.self.str() != nullptr) run.read(c.self.str()->text.size());
   return c.function(*this, c.self, args);
 }
 
@@ -195,12 +196,14 @@ Value Interp::filter(std::string_view name, const Value& v, const Args& args) {
   const Builtin f = find_filter(name);
   if (f == nullptr) run.fail("the filter '{}' is not supported", shown(name));
   const Run::Nest nest(run);  // map and select call filters and tests
+  if (v.str() != nullptr) run.read(v.str()->text.size());
   return f(*this, v, args);
 }
 
 bool Interp::test(std::string_view name, const Value& v, const Args& args) {
   const Test t = find_test(name);
   if (t == nullptr) run.fail("the test '{}' is not supported", shown(name));
+  if (v.str() != nullptr) run.read(v.str()->text.size());
   return t(*this, v, args);
 }
 
@@ -266,7 +269,7 @@ Value Interp::item(const Value& object, const Value& key) {
       const auto at = static_cast<std::size_t>(i);
       if (object.seq() != nullptr) return object.seq()->items[at];
       const Str& s = *object.str();
-      run.work(s.text.size());
+      if (!s.ascii) run.read(s.text.size());
       const std::size_t byte = s.ascii ? at : byte_of_char(s.text, at);
       return make_str(run, s.text.substr(byte, char_at(s.text, byte).bytes), s.markup);
     }

@@ -34,7 +34,7 @@ Value by_path(Interp& in, Value v, const Value& path, const Value* otherwise = n
 
 Value fold_case(Interp& in, const Value& v, bool case_sensitive) {
   if (case_sensitive || v.str() == nullptr) return v;
-  in.run.work(v.str()->text.size() * 16);
+  in.run.read(v.str()->text.size() * 4);
   in.run.room(v.str()->text.size(), 3);
   return make_str(in.run, to_lower(v.str()->text));
 }

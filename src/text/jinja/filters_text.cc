@@ -50,7 +50,7 @@ Value title(Interp& in, const Value& v, const Args& args) {
   const Params none(in.run, "title", args, {});
   const StrPtr s = as_str(in.run, v);
   const std::string_view text = s->text;
-  in.run.work(text.size() * 16);
+  in.run.read(text.size() * 4);
   in.run.room(text.size(), 3);
   std::string out;
   for (std::size_t i = 0; i < text.size();) {
@@ -117,7 +117,6 @@ Value truncate(Interp& in, const Value& v, const Args& args) {
 Value wordcount(Interp& in, const Value& v, const Args& args) {
   const Params none(in.run, "wordcount", args, {});
   const std::string text = to_text(in.run, v);
-  in.run.work(text.size() * 4);
   std::int64_t n = 0;
   bool inside = false;
   for (std::size_t i = 0; i < text.size(); i += char_at(text, i).bytes) {

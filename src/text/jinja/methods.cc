@@ -15,7 +15,6 @@ std::string replace_text(Run& run, std::string_view s, std::string_view from, st
                          std::int64_t count) {
   std::string out;
   std::size_t begin = 0;
-  run.work(s.size());
   for (std::size_t at = 0; count != 0; --count) {
     if (from.empty()) {  // before every character, and at the end
       run.append(out, to);
@@ -39,7 +38,6 @@ std::string replace_text(Run& run, std::string_view s, std::string_view from, st
 std::vector<std::string_view> split_lines(Run& run, std::string_view s, bool keep_ends) {
   std::vector<std::string_view> out;
   std::size_t begin = 0;
-  run.work(s.size() * 4);
   for (std::size_t i = 0; i < s.size();) {
     const Char c = char_at(s, i);
     const bool ends = (c.code >= 10 && c.code <= 13) || (c.code >= 0x1C && c.code <= 0x1E) ||
@@ -56,9 +54,8 @@ std::vector<std::string_view> split_lines(Run& run, std::string_view s, bool kee
   return out;
 }
 
-bool is_all_case(Run& run, std::string_view s, bool upper) {
+bool is_all_case(std::string_view s, bool upper) {
   bool any = false;
-  run.work(s.size() * 4);
   for (std::size_t i = 0; i < s.size(); i += char_at(s, i).bytes) {
     const std::int32_t c = char_at(s, i).code;
     if (upper ? is_lower(c) || is_title(c) : is_upper(c) || is_title(c)) return false;
@@ -88,7 +85,7 @@ template <std::string (*f)(std::string_view)>
 Value map_text(Interp& in, const Value& self, const Args& args) {
   const Params none(in.run, "this method", args, {});
   const std::string& s = self.str()->text;
-  in.run.work(s.size() * 16);  // slower than copying
+  in.run.read(s.size() * 4);
   in.run.room(s.size(), 3);    // longest a change of case makes it
   return like(in, self, f(s));
 }
@@ -170,7 +167,6 @@ template <bool from_right>
 Value split(Interp& in, const Value& self, const Args& args) {
   const Params p(in.run, "split", args, {"sep", "maxsplit"});
   const std::string_view s = self.str()->text;
-  in.run.work(s.size());
   const std::int64_t limit = p.integer(1, -1);
   if (!p.given(0)) return list_of(in, self, words(in, s, limit, from_right));
   if (p.text(0, "").empty()) in.run.fail("split() with an empty separator");
@@ -230,7 +226,6 @@ Value find_place(Interp& in, const Value& self, const Args& args) {
   const std::string_view s = self.str()->text, needle = p.text(0, "");
   const auto parts = pieces(in, s, needle.empty() ? " " : needle, needle.empty() ? 0 : 1,
                             from_right);
-  in.run.work(s.size());
   if (needle.empty()) return from_right ? count_chars(s) : 0;
   if (parts.size() == 2) return count_chars(parts[0]);
   if (must) in.run.fail("index(): the text is not there");
@@ -240,7 +235,6 @@ Value find_place(Interp& in, const Value& self, const Args& args) {
 Value count(Interp& in, const Value& self, const Args& args) {
   const Params p(in.run, "count", args, {"text"}, 1);
   const std::string_view s = self.str()->text, needle = p.text(0, "");
-  in.run.work(s.size());
   if (needle.empty()) return count_chars(s) + 1;
   std::int64_t n = 0;
   for (std::size_t at = 0; (at = find_text(s, needle, at)) != npos; at += needle.size()) ++n;
@@ -294,7 +288,6 @@ template <bool (*of)(std::int32_t)>
 Value all_chars(Interp& in, const Value& self, const Args& args) {
   const Params none(in.run, "this method", args, {});
   const std::string_view s = self.str()->text;
-  in.run.work(s.size() * 4);
   for (std::size_t i = 0; i < s.size(); i += char_at(s, i).bytes) {
     if (!of(char_at(s, i).code)) return false;
   }
@@ -304,7 +297,7 @@ Value all_chars(Interp& in, const Value& self, const Args& args) {
 template <bool upper>
 Value has_case(Interp& in, const Value& self, const Args& args) {
   const Params none(in.run, "this method", args, {});
-  return is_all_case(in.run, self.str()->text, upper);
+  return is_all_case(self.str()->text, upper);
 }
 
 Value format(Interp& in, const Value& self, const Args& args) {
@@ -339,7 +332,6 @@ Value format(Interp& in, const Value& self, const Args& args) {
     }
     out += s[i];
   }
-  in.run.work(s.size());
   return make_str(in.run, std::move(out));
 }
 

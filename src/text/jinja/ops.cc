@@ -197,7 +197,7 @@ Value slice(Run& run, const Value& v, const Value& start, const Value& stop, con
     return make_seq(run, v.seq()->type, std::move(items));
   }
   const std::string_view text = s->text;
-  run.work(text.size());
+  if (!s->ascii) run.read(text.size());
   std::string out;
   if (stride == 1) {
     if (from < to && s->ascii) {

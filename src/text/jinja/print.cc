@@ -18,7 +18,7 @@ void flush_long(Run& run, std::string& out, std::string& text) {
 
 void append_str_repr(Run& run, std::string& out, std::string_view s) {
   const char quote = s.find('\'') != s.npos && s.find('"') == s.npos ? '"' : '\'';
-  run.work(s.size() * 4);
+  run.read(s.size());
   std::string text(1, quote);
   for (std::size_t i = 0; i < s.size();) {
     flush_long(run, out, text);
@@ -39,7 +39,7 @@ void append_str_repr(Run& run, std::string& out, std::string_view s) {
 }
 
 void append_json_string(Run& run, std::string& out, std::string_view s, bool ascii) {
-  run.work(s.size() * 4);
+  run.read(s.size());
   std::string text = "\"";
   for (std::size_t i = 0; i < s.size();) {
     flush_long(run, out, text);
@@ -122,7 +122,7 @@ std::string escape_html(Run& run, std::string_view s) {
       default: out += c;
     }
   }
-  run.work(s.size());
+  run.read(s.size());
   return out;
 }
 
@@ -213,6 +213,7 @@ void append_json(Run& run, std::string& out, const Value& v, const JsonStyle& st
 std::string percent_format(Run& run, std::string_view f, const Value& args) {
   const Seq* many = args.seq() != nullptr && args.seq()->type == Seq::Type::Tuple ? args.seq()
                                                                                  : nullptr;
+  run.read(f.size());
   std::size_t used = 0;
   bool by_name = false;
   const auto next = [&]() -> const Value& {
@@ -292,7 +293,6 @@ std::string percent_format(Run& run, std::string_view f, const Value& args) {
   if (!mapping && used < (many != nullptr ? many->items.size() : 1)) {
     run.fail("too many values for the format");
   }
-  run.work(f.size());
   return out;
 }
 

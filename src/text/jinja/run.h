@@ -15,8 +15,8 @@
 namespace nibble::jinja {
 
 struct Limits {
-  std::uint64_t steps = 20'000'000;     // nodes evaluated + bytes handled / 64
-  std::size_t memory = 256u << 20;      // bytes alive in values and output
+  std::uint64_t steps = 20'000'000;     // nodes evaluated, and text handled (work, read)
+  std::size_t memory = 256u << 20;      // bytes alive in values and output (temporaries: as much)
   int depth = 500;                      // nested statements, expressions and macro calls
   static constexpr int nesting = 100;   // lists in lists, dicts in dicts
   static constexpr std::int64_t range = 100'000;  // longest range(), as Jinja's sandbox has it
@@ -44,7 +44,8 @@ class Run {
     steps_ += n;
     if (steps_ > limits_.steps) fail("stopped after {} steps; it loops too long", limits_.steps);
   }
-  void work(std::size_t bytes) { step(bytes / 64); }
+  void work(std::size_t bytes) { step(bytes / 64); }  // copied or compared
+  void read(std::size_t bytes) { step(bytes / 16); }  // looked at character by character
   // Fails unless `count` more elements of `size` bytes fit.
   void room(std::size_t count, std::size_t size = 1) const {
     if (count > (limits_.memory - held_) / size) {

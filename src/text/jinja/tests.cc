@@ -39,8 +39,8 @@ bool callable(Run&, const Value& v) {
   return v.undefined() || v.is<CallablePtr>() || v.is<LoopPtr>();
 }
 bool escaped(Run&, const Value& v) { return v.str() != nullptr && v.str()->markup; }
-bool lower(Run& run, const Value& v) { return is_all_case(run, to_text(run, v), false); }
-bool upper(Run& run, const Value& v) { return is_all_case(run, to_text(run, v), true); }
+bool lower(Run& run, const Value& v) { return is_all_case(to_text(run, v), false); }
+bool upper(Run& run, const Value& v) { return is_all_case(to_text(run, v), true); }
 bool filter_name(Run& run, const Value& v) {
   return find_filter(to_text(run, v)) != nullptr;
 }

@@ -235,7 +235,7 @@ std::int64_t length(Run& run, const Value& v) {
   if (v.undefined()) return 0;
   if (const Str* s = v.str()) {
     if (s->ascii) return static_cast<std::int64_t>(s->text.size());
-    run.work(s->text.size());
+    run.read(s->text.size());
     return static_cast<std::int64_t>(count_chars(s->text));
   }
   if (v.seq() != nullptr) return static_cast<std::int64_t>(v.seq()->items.size());
