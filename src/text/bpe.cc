@@ -11,7 +11,7 @@
 namespace nibble {
 namespace {
 
-constexpr std::size_t kCachedPiece = 24;     // bytes; longer pieces seldom come twice
+constexpr std::size_t kCachedPiece = 24;        // bytes; longer pieces seldom come twice
 constexpr std::size_t kCacheEntries = 1 << 16;  // bounds the memory of one call
 
 // Printable Latin-1 stands for itself; the 68 other bytes, in order, for U+0100 onwards.

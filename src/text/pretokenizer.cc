@@ -2,6 +2,7 @@
 
 #define PCRE2_CODE_UNIT_WIDTH 8
 #include <pcre2.h>
+#include <time.h>
 
 #include <algorithm>
 #include <cstdint>
@@ -14,12 +15,15 @@ namespace nibble {
 namespace {
 
 constexpr std::size_t kMaxSteps = 32;
-constexpr std::size_t kMaxPattern = 16 << 10;  // bytes
-// Backtracking steps: what any match may take, and what all longer ones of a text may take
-// together. Published patterns need about one step a character, on the longest runs too.
+constexpr std::size_t kMaxPattern = 4096;  // bytes
+// A search sees this many bytes and may take this many backtracking steps (PCRE2's count). Where
+// that is too little both are doubled, and charged to a budget of the text: published patterns
+// need no more than the length of each run, a few times. As one step may scan all that the search
+// sees, an allowance of processor time, hundreds of times the usual, catches what is left.
+constexpr std::size_t kWindow = 256;
 constexpr std::uint32_t kSteps = 1000;
-constexpr std::uint64_t kExtraSteps = 1 << 20;
-constexpr std::uint64_t kExtraStepsPerByte = 256;
+constexpr std::uint64_t kBudget = 1 << 22, kBudgetPerByte = 64;
+constexpr double kSeconds = 2, kSecondsPerByte = 5e-6;
 constexpr std::uint32_t kHeapKiB = 256 << 10;
 
 template <auto F>
@@ -40,6 +44,12 @@ std::string message(int code) {
   return reinterpret_cast<const char*>(text);
 }
 
+double thread_seconds() {
+  timespec t{};
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+  return static_cast<double>(t.tv_sec) + 1e-9 * static_cast<double>(t.tv_nsec);
+}
+
 template <class T>
 T* allocated(T* p) {
   if (p == nullptr) throw std::bad_alloc();
@@ -55,8 +65,10 @@ struct Pretokenizer::Step {
 
   explicit Step(const TokenizerSpec::Split& split)
       : pattern(split.pattern), isolated(split.isolated) {
-    require(pattern.size() <= kMaxPattern, "pre-tokenizer pattern of {} bytes: at most {} are "
-            "supported", pattern.size(), kMaxPattern);
+    require(pattern.size() <= kMaxPattern,
+            "pre-tokenizer pattern of {} bytes: at most {} are "
+            "supported",
+            pattern.size(), kMaxPattern);
     const std::string translated = pcre2_pattern(pattern);
     const CompileContext context(allocated(pcre2_compile_context_create(nullptr)));
     pcre2_set_newline(context.get(), PCRE2_NEWLINE_LF);
@@ -68,7 +80,7 @@ struct Pretokenizer::Step {
     require(code != nullptr, "pre-tokenizer pattern '{}': {} (near '{}')", pattern, message(error),
             translated.substr(std::min(offset, translated.size()), 16));
     // Without JIT (unsupported processor, no executable memory) the interpreter does the same.
-    pcre2_jit_compile(code.get(), PCRE2_JIT_COMPLETE);
+    pcre2_jit_compile(code.get(), PCRE2_JIT_COMPLETE | PCRE2_JIT_PARTIAL_HARD);
   }
 };
 
@@ -79,7 +91,8 @@ class Pretokenizer::Run {
       const std::function<void(std::string_view)>& sink)
       : steps_(steps),
         sink_(sink),
-        budget_(kExtraSteps + kExtraStepsPerByte * text.size()),
+        budget_(kBudget + kBudgetPerByte * text.size()),
+        deadline_(thread_seconds() + kSeconds + kSecondsPerByte * static_cast<double>(text.size())),
         context_(allocated(pcre2_match_context_create(nullptr))),
         data_(allocated(pcre2_match_data_create(1, nullptr))) {
     pcre2_set_heap_limit(context_.get(), kHeapKiB);
@@ -116,42 +129,68 @@ class Pretokenizer::Run {
 
   // The first match that starts at `from` or later.
   std::optional<Match> find(const Step& step, std::string_view text, std::size_t from) {
-    int rc = match(step, text, from, PCRE2_UNSET, kSteps);
-    if (rc == PCRE2_ERROR_MATCHLIMIT) {
-      // Some start needs more: look for it start by start, and charge what is spent there.
-      for (std::size_t at = from;; at += decode_utf8(text.substr(at)).length) {
-        for (std::uint64_t steps = kSteps;; steps *= 8) {
-          rc = match(step, text, at, at, static_cast<std::uint32_t>(std::min<std::uint64_t>(steps, UINT32_MAX)));
-          if (rc != PCRE2_ERROR_MATCHLIMIT) break;
-          require(steps <= budget_, "pre-tokenizer pattern '{}' backtracks without end on this text; "
-                  "the tokenizer is unusable", step.pattern);
-          budget_ -= steps;
-        }
-        if (rc != PCRE2_ERROR_NOMATCH || at == text.size()) break;
+    std::size_t window = kWindow;
+    std::uint64_t steps = kSteps;
+    std::size_t single = from;  // starts before this are tried one by one
+    for (;;) {
+      std::size_t end = text.size() - from > window ? from + window : text.size();
+      while (end < text.size() && is_continuation(text[end])) ++end;
+      const bool one = from < single;
+      const int rc = match(step, text.substr(0, end), from, one ? from : PCRE2_UNSET, steps,
+                           end < text.size());
+      const PCRE2_SIZE* where = pcre2_get_ovector_pointer(data_.get());
+      if (rc == PCRE2_ERROR_MATCHLIMIT && !one) {
+        single = std::max(end, from + 1);
+      } else if (rc == PCRE2_ERROR_MATCHLIMIT) {
+        charge(step, steps);
+        steps *= 2;
+      } else if (rc == PCRE2_ERROR_PARTIAL && where[0] > from) {
+        from = where[0];
+      } else if (rc == PCRE2_ERROR_PARTIAL) {  // what is behind the window may matter
+        charge(step, window);
+        window *= 2;
+        single = std::max(single, from + 1);
+      } else if (rc >= 0 && (where[0] < end || end == text.size())) {
+        return Match{where[0], where[1]};
+      } else {
+        require(rc >= 0 || rc == PCRE2_ERROR_NOMATCH, "pre-tokenizer pattern '{}': {}",
+                step.pattern, message(rc));
+        if (one ? from == text.size() : end == text.size()) return {};
+        from = one ? from + decode_utf8(text.substr(from)).length : end;
+        window = kWindow;
+        steps = kSteps;
       }
     }
-    if (rc == PCRE2_ERROR_NOMATCH) return {};
-    require(rc >= 0, "pre-tokenizer pattern '{}': {}", step.pattern, message(rc));
-    const PCRE2_SIZE* where = pcre2_get_ovector_pointer(data_.get());
-    return Match{where[0], where[1]};
   }
 
+  void charge(const Step& step, std::uint64_t work) {
+    require(work <= budget_ && thread_seconds() <= deadline_,
+            "pre-tokenizer pattern '{}' takes too long on this text; the tokenizer is unusable",
+            step.pattern);
+    budget_ -= work;
+  }
+
+  static bool is_continuation(char c) { return (static_cast<unsigned char>(c) & 0xC0) == 0x80; }
+
   int match(const Step& step, std::string_view text, std::size_t from, std::size_t last_start,
-            std::uint32_t limit) {
-    pcre2_set_match_limit(context_.get(), limit);
+            std::uint64_t steps, bool partial) {
+    pcre2_set_match_limit(context_.get(),
+                          static_cast<std::uint32_t>(std::min<std::uint64_t>(steps, UINT32_MAX)));
     pcre2_set_offset_limit(context_.get(), last_start);
     const auto run = [&](std::uint32_t options) {
       return pcre2_match(step.code.get(), reinterpret_cast<PCRE2_SPTR>(text.data()), text.size(),
                          from, PCRE2_NO_UTF_CHECK | options, data_.get(), context_.get());
     };
-    const int rc = run(0);
+    const std::uint32_t options = partial ? PCRE2_PARTIAL_HARD : 0;
+    const int rc = run(options);
     // The interpreter keeps its backtracking points on the heap instead.
-    return rc == PCRE2_ERROR_JIT_STACKLIMIT ? run(PCRE2_NO_JIT) : rc;
+    return rc == PCRE2_ERROR_JIT_STACKLIMIT ? run(options | PCRE2_NO_JIT) : rc;
   }
 
   const std::vector<Step>& steps_;
   const std::function<void(std::string_view)>& sink_;
   std::uint64_t budget_;
+  double deadline_;  // in processor time of this thread
   MatchContext context_;
   MatchData data_;
 };

@@ -25,12 +25,23 @@ class Translator {
   std::string run() {
     while (at_ < in_.size()) {
       switch (in_[at_]) {
-        case '\\': escape(); break;
-        case '[': set(); break;
-        case '(': group(); break;
-        case ')': leave(); break;
-        case '{': counts(); break;
-        default: literal();
+        case '\\':
+          escape();
+          break;
+        case '[':
+          set();
+          break;
+        case '(':
+          group();
+          break;
+        case ')':
+          leave();
+          break;
+        case '{':
+          counts();
+          break;
+        default:
+          literal();
       }
     }
     return std::move(out_);

@@ -116,7 +116,8 @@ struct Tokenizer::Impl::Run {
   void text(std::string_view s) {
     while (!s.empty()) {
       const std::size_t valid = valid_prefix(s);
-      t.raw.cut(s.substr(0, valid), special, [this](auto plain) { normalize(plain); }, token());
+      t.raw.cut(
+          s.substr(0, valid), special, [this](auto plain) { normalize(plain); }, token());
       s.remove_prefix(valid);
       std::size_t broken = 0;
       while (broken < s.size()) {
@@ -135,7 +136,8 @@ struct Tokenizer::Impl::Run {
   }
   void normalize(std::string_view s) {
     const std::string composed = t.nfc ? nibble::nfc(s) : std::string();
-    t.normalized.cut(t.nfc ? composed : s, special, [this](auto plain) { split(plain); }, token());
+    t.normalized.cut(
+        t.nfc ? composed : s, special, [this](auto plain) { split(plain); }, token());
   }
   void split(std::string_view s) {
     if (!t.prefix_space || s.front() == ' ') return t.pretokenizer.split(s, piece);
@@ -173,7 +175,9 @@ std::string Tokenizer::token_bytes(std::int32_t id, bool skip_special) const {
   return decode({&id, 1}, skip_special);
 }
 
-bool Tokenizer::is_special(std::int32_t id) const { return is_defined(id) && impl_->tokens[id].special; }
+bool Tokenizer::is_special(std::int32_t id) const {
+  return is_defined(id) && impl_->tokens[id].special;
+}
 
 bool Tokenizer::is_defined(std::int32_t id) const {
   return id >= 0 && id < size() && impl_->tokens[id].defined;

@@ -33,7 +33,7 @@ struct TokenizerSpec {
   std::vector<Split> splits;
   bool nfc = false;
   bool add_prefix_space = false;  // text, and what follows an added token, begins with a space
-  bool ignore_merges = false;  // Llama 3: a piece that is a vocab entry is taken whole
+  bool ignore_merges = false;     // Llama 3: a piece that is a vocab entry is taken whole
   std::vector<std::int32_t> prefix_ids, suffix_ids;  // what encode(add_special) puts around
 };
 

@@ -54,7 +54,7 @@ class AddedTokens {
   static bool space_before(std::string_view text, std::size_t end);
   static std::size_t skip_spaces(std::string_view text, std::size_t from);
 
-  std::vector<AddedToken> sorted_;  // by text, bytewise
+  std::vector<AddedToken> sorted_;                                    // by text, bytewise
   std::array<std::pair<std::uint32_t, std::uint32_t>, 256> first_{};  // range by first byte
 };
 

@@ -40,8 +40,10 @@ class Reader {
          fmt::format(f, std::forward<A>(a)...));
   }
   [[noreturn]] void unsupported(std::string_view what) const {
-    fail("{}: {} is not supported; Nibble reads byte-level BPE (normalizer NFC; pre-tokenizers "
-         "Split, Digits, ByteLevel)", where_, what);
+    fail(
+        "{}: {} is not supported; Nibble reads byte-level BPE (normalizer NFC; pre-tokenizers "
+        "Split, Digits, ByteLevel)",
+        where_, what);
   }
 
   json parse(std::string_view text) const {
@@ -52,15 +54,17 @@ class Reader {
     }
   }
 
-  // A member, null where it is absent.
+  // A member; null where it is absent, or `object` is none.
   static const json& optional(const json& object, const char* name) {
     static const json null;
+    if (!object.is_object()) return null;
     const auto it = object.find(name);
     return it == object.end() ? null : *it;
   }
   const json& member(const json& object, const char* name, json::value_t type) const {
-    const json& value = object.is_object() ? optional(object, name) : object;
-    if (value.type() != type) bad("'{}' is missing or not of type {}", name, json(type).type_name());
+    const json& value = optional(object, name);
+    if (value.type() != type)
+      bad("'{}' is missing or not of type {}", name, json(type).type_name());
     return value;
   }
   const std::string& string(const json& object, const char* name) const {
@@ -73,7 +77,8 @@ class Reader {
     return value.get<bool>();
   }
   std::int32_t id(const json& value, std::string_view of) const {
-    if (!value.is_number_unsigned() || value.get<std::uint64_t>() > std::numeric_limits<std::int32_t>::max())
+    if (!value.is_number_unsigned() ||
+        value.get<std::uint64_t>() > std::numeric_limits<std::int32_t>::max())
       bad("the id of '{}' is not a 32-bit number", of);
     return value.get<std::int32_t>();
   }
@@ -101,7 +106,8 @@ class Reader {
       if (token.empty()) bad("model.vocab has an empty token");
       const auto i = static_cast<std::size_t>(id(value, token));
       // A huge id would cost memory that the file's own size does not justify.
-      if (i > 2 * vocab.size() + 65536) bad("the id {} of '{}' is far beyond the vocabulary", i, token);
+      if (i > 2 * vocab.size() + 65536)
+        bad("the id {} of '{}' is far beyond the vocabulary", i, token);
       if (i >= spec_.vocab.size()) spec_.vocab.resize(i + 1);
       if (!spec_.vocab[i].empty()) bad("'{}' and '{}' share the id {}", spec_.vocab[i], token, i);
       spec_.vocab[i] = token;

@@ -8,7 +8,7 @@ namespace nibble {
 
 inline constexpr std::string_view kGpt2 =  // the ByteLevel step with use_regex
     R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
-inline constexpr std::string_view kDigit = R"(\p{N})";   // Digits, individual
-inline constexpr std::string_view kDigits = R"(\p{N}+)"; // Digits, runs
+inline constexpr std::string_view kDigit = R"(\p{N})";    // Digits, individual
+inline constexpr std::string_view kDigits = R"(\p{N}+)";  // Digits, runs
 
 }  // namespace nibble

@@ -22,8 +22,9 @@ void append_nfc(std::string& out, std::string_view text) {
     const Utf8Char c = decode_utf8(text.substr(i));
     composed &= c.code < 0x300;
     utf8proc_int32_t parts[8];
-    const auto n = utf8proc_decompose_char(static_cast<utf8proc_int32_t>(c.code), parts, 8,
-                                           static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_DECOMPOSE), nullptr);
+    const auto n = utf8proc_decompose_char(
+        static_cast<utf8proc_int32_t>(c.code), parts, 8,
+        static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_DECOMPOSE), nullptr);
     require(n >= 0 && n <= 8, "cannot decompose U+{:04X}", static_cast<std::uint32_t>(c.code));
     codes.insert(codes.end(), parts, parts + n);
     i += c.length;
@@ -39,9 +40,9 @@ void append_nfc(std::string& out, std::string_view text) {
     std::stable_sort(it, end, [&](auto a, auto b) { return rank(a) < rank(b); });
     it = end;
   }
-  const auto n = utf8proc_normalize_utf32(
-      codes.data(), static_cast<utf8proc_ssize_t>(codes.size()),
-      static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_COMPOSE));
+  const auto n =
+      utf8proc_normalize_utf32(codes.data(), static_cast<utf8proc_ssize_t>(codes.size()),
+                               static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_COMPOSE));
   require(n >= 0, "cannot compose: {}", utf8proc_errmsg(n));
   for (utf8proc_ssize_t i = 0; i < n; ++i) append_utf8(out, static_cast<char32_t>(codes[i]));
 }
@@ -127,16 +128,23 @@ std::size_t append_lossy(std::string& out, std::string_view text, bool final) {
 
 bool is_space(char32_t c) {
   return (c >= 9 && c <= 13) || c == ' ' || c == 0x85 || c == 0xA0 || c == 0x1680 ||
-         (c >= 0x2000 && c <= 0x200A) || c == 0x2028 || c == 0x2029 || c == 0x202F ||
-         c == 0x205F || c == 0x3000;
+         (c >= 0x2000 && c <= 0x200A) || c == 0x2028 || c == 0x2029 || c == 0x202F || c == 0x205F ||
+         c == 0x3000;
 }
 
 bool is_word_char(char32_t c) {
   switch (utf8proc_category(static_cast<utf8proc_int32_t>(c))) {
-    case UTF8PROC_CATEGORY_LU: case UTF8PROC_CATEGORY_LL: case UTF8PROC_CATEGORY_LT:
-    case UTF8PROC_CATEGORY_LM: case UTF8PROC_CATEGORY_LO: case UTF8PROC_CATEGORY_MN:
-    case UTF8PROC_CATEGORY_MC: case UTF8PROC_CATEGORY_ME: case UTF8PROC_CATEGORY_ND:
-    case UTF8PROC_CATEGORY_NL: case UTF8PROC_CATEGORY_PC:
+    case UTF8PROC_CATEGORY_LU:
+    case UTF8PROC_CATEGORY_LL:
+    case UTF8PROC_CATEGORY_LT:
+    case UTF8PROC_CATEGORY_LM:
+    case UTF8PROC_CATEGORY_LO:
+    case UTF8PROC_CATEGORY_MN:
+    case UTF8PROC_CATEGORY_MC:
+    case UTF8PROC_CATEGORY_ME:
+    case UTF8PROC_CATEGORY_ND:
+    case UTF8PROC_CATEGORY_NL:
+    case UTF8PROC_CATEGORY_PC:
       return true;
     default:  // joiners, and the circled and squared letters, which are symbols but alphabetic
       return c == 0x200C || c == 0x200D || (c >= 0x24B6 && c <= 0x24E9) ||
