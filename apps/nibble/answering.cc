@@ -1,5 +1,7 @@
 #include "answering.h"
 
+#include <charconv>
+
 #include "base/error.h"
 #include "console.h"
 
@@ -8,6 +10,15 @@ namespace {
 
 constexpr double kTemperature = 0.7, kTopP = 0.95;
 constexpr std::int64_t kTopK = 40;
+
+// CLI11 takes -1 and 2^64 for an unsigned number; the text says what was meant. "" when it is one.
+std::string whole_number(const std::string& text) {
+  std::uint64_t value = 0;
+  const char* end = text.data() + text.size();
+  const auto parsed = std::from_chars(text.data(), end, value);
+  if (parsed.ec == std::errc{} && parsed.ptr == end) return {};
+  return text + " is not a whole number from 0 to 2^64 - 1";
+}
 
 }  // namespace
 
@@ -32,6 +43,7 @@ void add_sampling(CLI::App& cmd, SamplingFlags& f) {
                  "Subtract from the logit of tokens in the answer; 0: off")
       ->capture_default_str();
   cmd.add_option("--seed", f.seed, "The same seed gives the same answer, on every machine")
+      ->check(whole_number)
       ->capture_default_str();
   cmd.add_option("--stop", f.stop, "End the answer before this text; may be repeated")
       ->take_all()

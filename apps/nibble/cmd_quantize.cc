@@ -21,20 +21,23 @@ struct Options {
 
 volatile std::sig_atomic_t interrupted = 0;
 
+// The first signal lets the work unwind, so that the temporary directory goes; the second kills.
+void on_signal(int signal) {
+  interrupted = 1;
+  std::signal(signal, SIG_DFL);
+}
+
 QuantizeReport quantize_visibly(const Options& o) {
   QuantizeOptions q = o.quantize;
   q.method = o.method == "rtn" ? int4::Method::Rtn : int4::Method::Search;
   q.int4_embedding = o.embedding == "int4";
-  // An interrupt unwinds, so that the temporary directory goes.
-  const auto previous = std::signal(SIGINT, [](int) { interrupted = 1; });
+  for (const int signal : {SIGINT, SIGTERM}) std::signal(signal, on_signal);
   Progress progress("quantizing");
   q.progress = [&](double fraction, std::string_view tensor) {
     require(interrupted == 0, "interrupted; nothing was written");
     progress.show(fraction, printable(tensor));
   };
-  auto report = quantize(o.source, o.target, q);
-  std::signal(SIGINT, previous);
-  return report;
+  return quantize(o.source, o.target, q);
 }
 
 Json to_json(const Options& o, const QuantizeReport& r, double seconds) {
@@ -70,12 +73,12 @@ void quantize_command(const Options& o) {
   out("{:<48} {:>14} {:>9} {:>9} {:>9} {:>9}\n", "matrix", "from", "to", "RMS error", "max error",
       "size");
   for (const QuantizedMatrix& m : r.matrices)
-    out("{:<48} {:>14} {:>9} {:>7.3f} % {:>9.2g} {:>9}\n", printable(m.name), printable(m.from), m.to,
-        100 * m.relative_rms, m.max_error, human_bytes(m.bytes_to));
+    out("{:<48} {:>14} {:>9} {:>7.3f} % {:>9.2g} {:>9}\n", printable(m.name), printable(m.from),
+        m.to, 100 * m.relative_rms, m.max_error, human_bytes(m.bytes_to));
   out("\nINT4 matrices: RMS error {:.3f} % of the weights' RMS, largest error {:.2g}\n"
       "{} -> {} in {:.1f} s: {}\n",
-      100 * r.relative_rms, r.max_error, human_bytes(r.bytes_from), human_bytes(r.bytes_to), seconds,
-      printable(o.target));
+      100 * r.relative_rms, r.max_error, human_bytes(r.bytes_from), human_bytes(r.bytes_to),
+      seconds, printable(o.target));
 }
 
 }  // namespace
@@ -90,12 +93,14 @@ void add_quantize(CLI::App& app) {
       "  nibble quantize ./Llama-3.2-1B ./Llama-3.2-1B-int4\n"
       "  nibble quantize model.gguf ./model-int4 --group 64\n"
       "  nibble quantize SRC DST --keep 'layers\\.(0|31)\\.|down_proj'   these stay 16 bit\n\n"
-      "A smaller group is more accurate and larger: 4.125 bits a weight at 128, 4.25 at 64, 4.5 at\n"
+      "A smaller group is more accurate and larger: 4.125 bits a weight at 128, 4.25 at 64, 4.5 "
+      "at\n"
       "32. It must divide the inputs of every matrix; an error names those it does not. A matrix\n"
       "stored as symmetric INT4 in such groups (GGUF Q4_0 with --group 32) is taken over bit for\n"
       "bit.");
   auto o = std::make_shared<Options>();
-  cmd->add_option("SRC", o->source, "A Hugging Face folder (safetensors) or a GGUF file")->required();
+  cmd->add_option("SRC", o->source, "A Hugging Face folder (safetensors) or a GGUF file")
+      ->required();
   cmd->add_option("DST", o->target, "The folder to create; it must not exist")->required();
   cmd->add_option("--group", o->quantize.group, "Weights that share a scale")
       ->check(CLI::IsMember({128, 64, 32}))

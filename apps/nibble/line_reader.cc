@@ -54,7 +54,8 @@ struct LineReader::Editor {
     for (;;) {
       dropped = false;
       int count = 0;
-      el_set(line, EL_PREP_TERM, 1);  // before the prompt shows, so that no key is taken as a signal
+      el_set(line, EL_PREP_TERM,
+             1);  // before the prompt shows, so that no key is taken as a signal
       const char* text = el_gets(line, &count);
       if (dropped) {
         std::fputs("^C\n", stderr);

@@ -19,7 +19,8 @@ struct ModelConfig {
   std::int64_t vocab = 0, max_position = 0;
   double rms_eps = 1e-6, rope_theta = 10000;
   std::optional<RopeScaling> rope_scaling = {};
-  std::vector<float> rope_factors = {};  // GGUF rope_freqs.weight: [head_dim/2], divides the frequencies
+  std::vector<float> rope_factors =
+      {};  // GGUF rope_freqs.weight: [head_dim/2], divides the frequencies
   bool tied_embedding = false;
   bool qkv_bias = false, o_bias = false, qk_norm = false;
 };

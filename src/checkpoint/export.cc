@@ -2,9 +2,9 @@
 
 #include <algorithm>
 #include <cmath>
-#include <optional>
 #include <nlohmann/json.hpp>
 #include <numbers>
+#include <optional>
 #include <system_error>
 
 #include "base/error.h"
@@ -18,23 +18,30 @@ namespace fs = std::filesystem;
 using OrderedJson = nlohmann::ordered_json;
 
 // What else of a Hugging Face directory goes along, where it is there.
-constexpr std::string_view kCompanions[] = {
-    "generation_config.json", "tokenizer.json",      "tokenizer_config.json",
-    "special_tokens_map.json", "added_tokens.json",  "vocab.json",
-    "merges.txt",              "tokenizer.model",    "chat_template.jinja",
-    "chat_template.json",      "LICENSE",            "LICENSE.txt",
-    "NOTICE"};
+constexpr std::string_view kCompanions[] = {"generation_config.json",
+                                            "tokenizer.json",
+                                            "tokenizer_config.json",
+                                            "special_tokens_map.json",
+                                            "added_tokens.json",
+                                            "vocab.json",
+                                            "merges.txt",
+                                            "tokenizer.model",
+                                            "chat_template.jinja",
+                                            "chat_template.json",
+                                            "LICENSE",
+                                            "LICENSE.txt",
+                                            "NOTICE"};
 
 std::string dump(const OrderedJson& j) { return j.dump(2) + "\n"; }
 
 OrderedJson quantization_config(const QuantizePlan& plan, int group) {
   OrderedJson targets = OrderedJson::array({"Linear"});
   if (plan.int4_embedding) targets.push_back("Embedding");
-  const OrderedJson weights = {{"num_bits", 4},         {"type", "int"},
-                               {"symmetric", true},     {"strategy", "group"},
-                               {"group_size", group},   {"dynamic", false},
-                               {"actorder", nullptr},   {"block_structure", nullptr},
-                               {"observer", "minmax"},  {"observer_kwargs", OrderedJson::object()}};
+  const OrderedJson weights = {{"num_bits", 4},        {"type", "int"},
+                               {"symmetric", true},    {"strategy", "group"},
+                               {"group_size", group},  {"dynamic", false},
+                               {"actorder", nullptr},  {"block_structure", nullptr},
+                               {"observer", "minmax"}, {"observer_kwargs", OrderedJson::object()}};
   return {{"quant_method", "compressed-tensors"},
           {"format", "pack-quantized"},
           {"quantization_status", "compressed"},
@@ -54,16 +61,16 @@ double tidy(double x) {
   return static_cast<double>(f) == x ? std::stod(fmt::format("{}", f)) : x;
 }
 
-// The "llama3" parameters whose factors these are. GGUF keeps the factors alone; all published models
-// use the same three other numbers.
+// The "llama3" parameters whose factors these are. GGUF keeps the factors alone; all published
+// models use the same three other numbers.
 OrderedJson llama3_scaling(const ModelConfig& m) {
   constexpr double kLow = 1, kHigh = 4, kOriginal = 8192;
   const double factor = std::round(m.rope_factors.back());
   for (std::size_t i = 0; i < m.rope_factors.size(); ++i) {
-    const double wavelength = 2 * std::numbers::pi *
-                              std::pow(m.rope_theta, 2.0 * static_cast<double>(i) / static_cast<double>(m.head_dim));
-    const double smooth =
-        std::clamp((kOriginal / wavelength - kLow) / (kHigh - kLow), 0.0, 1.0);
+    const double wavelength =
+        2 * std::numbers::pi *
+        std::pow(m.rope_theta, 2.0 * static_cast<double>(i) / static_cast<double>(m.head_dim));
+    const double smooth = std::clamp((kOriginal / wavelength - kLow) / (kHigh - kLow), 0.0, 1.0);
     const double expected = 1 / ((1 - smooth) / factor + smooth);
     require(std::fabs(m.rope_factors[i] - expected) <= 1e-4 * expected,
             "rope_freqs.weight holds RoPE factors that config.json cannot express; quantize the "
@@ -79,8 +86,10 @@ OrderedJson llama3_scaling(const ModelConfig& m) {
 OrderedJson generation_json(const GenerationConfig& g) {
   OrderedJson j = OrderedJson::object();
   if (g.bos >= 0) j["bos_token_id"] = g.bos;
-  if (g.eos.size() == 1) j["eos_token_id"] = g.eos[0];
-  else if (!g.eos.empty()) j["eos_token_id"] = g.eos;
+  if (g.eos.size() == 1)
+    j["eos_token_id"] = g.eos[0];
+  else if (!g.eos.empty())
+    j["eos_token_id"] = g.eos;
   if (g.do_sample) j["do_sample"] = true;
   const auto number = [&](const char* key, const std::optional<double>& v) {
     if (v) j[key] = tidy(*v);
@@ -145,13 +154,15 @@ std::string config_json(const ModelConfig& m, const GenerationConfig& generation
   // What the classes' own switches can say: llama and qwen3 have one for all four biases.
   require(qwen2 ? m.qkv_bias && !m.o_bias : m.qkv_bias == m.o_bias,
           "biases on only some attention projections of a {} model cannot be expressed in "
-          "config.json; quantize the model's Hugging Face checkpoint instead", m.architecture);
+          "config.json; quantize the model's Hugging Face checkpoint instead",
+          m.architecture);
   require(m.qk_norm == (m.architecture == "qwen3"),
           "a {} model {} q/k norms cannot be expressed in config.json", m.architecture,
           m.qk_norm ? "with" : "without");
   OrderedJson j;
-  j["architectures"] = OrderedJson::array(
-      {llama ? "LlamaForCausalLM" : qwen2 ? "Qwen2ForCausalLM" : "Qwen3ForCausalLM"});
+  j["architectures"] = OrderedJson::array({llama   ? "LlamaForCausalLM"
+                                           : qwen2 ? "Qwen2ForCausalLM"
+                                                   : "Qwen3ForCausalLM"});
   j["model_type"] = m.architecture;
   j["hidden_size"] = m.hidden;
   j["intermediate_size"] = m.intermediate;
@@ -182,7 +193,8 @@ std::vector<ExportedFile> export_files(const Checkpoint& checkpoint, const fs::p
 
 std::string tokenizer_json(const TokenizerSpec& spec) {
   using nlohmann::json;  // a hundred thousand keys: ordered_json would search them one by one
-  require(!spec.add_prefix_space, "a tokenizer that puts a blank before the text is not supported by "
+  require(!spec.add_prefix_space,
+          "a tokenizer that puts a blank before the text is not supported by "
           "quantize; use the model's Hugging Face checkpoint");
   json vocab = json::object(), added = json::array();
   const auto define = [&](const std::string& token, std::size_t id) {
@@ -196,8 +208,12 @@ std::string tokenizer_json(const TokenizerSpec& spec) {
     const auto id = static_cast<std::size_t>(t.id);
     // `tokenizers` numbers added tokens by itself unless the vocabulary lists them too.
     if (id >= spec.vocab.size() || spec.vocab[id].empty()) define(t.text, id);
-    added.push_back({{"id", t.id}, {"content", t.text}, {"single_word", t.single_word},
-                     {"lstrip", t.lstrip}, {"rstrip", t.rstrip}, {"normalized", t.normalized},
+    added.push_back({{"id", t.id},
+                     {"content", t.text},
+                     {"single_word", t.single_word},
+                     {"lstrip", t.lstrip},
+                     {"rstrip", t.rstrip},
+                     {"normalized", t.normalized},
                      {"special", t.special}});
   }
   json merges = json::array();
@@ -205,10 +221,14 @@ std::string tokenizer_json(const TokenizerSpec& spec) {
 
   json steps = json::array();
   for (const TokenizerSpec::Split& s : spec.splits)
-    steps.push_back({{"type", "Split"}, {"pattern", {{"Regex", s.pattern}}},
-                     {"behavior", s.isolated ? "Isolated" : "Removed"}, {"invert", !s.isolated}});
-  const json byte_level = {{"type", "ByteLevel"}, {"add_prefix_space", false},
-                                  {"trim_offsets", true}, {"use_regex", false}};
+    steps.push_back({{"type", "Split"},
+                     {"pattern", {{"Regex", s.pattern}}},
+                     {"behavior", s.isolated ? "Isolated" : "Removed"},
+                     {"invert", !s.isolated}});
+  const json byte_level = {{"type", "ByteLevel"},
+                           {"add_prefix_space", false},
+                           {"trim_offsets", true},
+                           {"use_regex", false}};
   steps.push_back(byte_level);
 
   json post = byte_level;
@@ -218,13 +238,15 @@ std::string tokenizer_json(const TokenizerSpec& spec) {
       for (const std::int32_t id : ids) {
         const std::string name = fmt::format("<{}>", id);
         single.push_back({{"SpecialToken", {{"id", name}, {"type_id", 0}}}});
-        specials[name] = {{"id", name}, {"ids", json::array({id})}, {"tokens", json::array({name})}};
+        specials[name] = {
+            {"id", name}, {"ids", json::array({id})}, {"tokens", json::array({name})}};
       }
     };
     surround(spec.prefix_ids);
     single.push_back({{"Sequence", {{"id", "A"}, {"type_id", 0}}}});
     surround(spec.suffix_ids);
-    post = {{"type", "TemplateProcessing"}, {"single", single},
+    post = {{"type", "TemplateProcessing"},
+            {"single", single},
             {"pair", json::array({{{"Sequence", {{"id", "A"}, {"type_id", 0}}}},
                                   {{"Sequence", {{"id", "B"}, {"type_id", 1}}}}})},
             {"special_tokens", specials}};
@@ -238,10 +260,15 @@ std::string tokenizer_json(const TokenizerSpec& spec) {
   root["pre_tokenizer"] = {{"type", "Sequence"}, {"pretokenizers", std::move(steps)}};
   root["post_processor"] = std::move(post);
   root["decoder"] = byte_level;
-  root["model"] = {{"type", "BPE"}, {"dropout", nullptr}, {"unk_token", nullptr},
-                   {"continuing_subword_prefix", nullptr}, {"end_of_word_suffix", nullptr},
-                   {"fuse_unk", false}, {"byte_fallback", false},
-                   {"ignore_merges", spec.ignore_merges}, {"vocab", std::move(vocab)},
+  root["model"] = {{"type", "BPE"},
+                   {"dropout", nullptr},
+                   {"unk_token", nullptr},
+                   {"continuing_subword_prefix", nullptr},
+                   {"end_of_word_suffix", nullptr},
+                   {"fuse_unk", false},
+                   {"byte_fallback", false},
+                   {"ignore_merges", spec.ignore_merges},
+                   {"vocab", std::move(vocab)},
                    {"merges", std::move(merges)}};
   return root.dump(1) + "\n";
 }

@@ -27,7 +27,8 @@ class NewDirectory {
     temp_ += ".tmp." + std::to_string(::getpid());
     std::error_code error;
     if (!fs::create_directory(temp_, error))
-      fail("{}: cannot create: {}", temp_.string(), error ? error.message() : "it exists; remove it");
+      fail("{}: cannot create: {}", temp_.string(),
+           error ? error.message() : "it exists; remove it");
   }
   ~NewDirectory() {
     std::error_code ignored;
@@ -91,8 +92,13 @@ class MatrixRun {
  public:
   MatrixRun(const WeightSource& source, const QuantizeStep& step, const QuantizeOptions& options,
             ThreadPool& pool)
-      : source_(source), step_(step), options_(options), pool_(pool), n_(source.format().n),
-        k_(source.format().k), groups_(step.int4() ? k_ / options.group : 0) {}
+      : source_(source),
+        step_(step),
+        options_(options),
+        pool_(pool),
+        n_(source.format().n),
+        k_(source.format().k),
+        groups_(step.int4() ? k_ / options.group : 0) {}
 
   // progress(rows): called after each block.
   template <class F>
@@ -164,9 +170,12 @@ class MatrixRun {
     int4::pack(r.codes.data(), count * k_, &words_[static_cast<std::size_t>(at * k_ / 8)]);
     const std::int64_t repeat = source_.format().group / options_.group;
     for (std::int64_t i = 0; i < count * groups_; ++i)
-      scales_[static_cast<std::size_t>(row * groups_ + i)] = r.scales[static_cast<std::size_t>(i / repeat)];
+      scales_[static_cast<std::size_t>(row * groups_ + i)] =
+          r.scales[static_cast<std::size_t>(i / repeat)];
     for (std::size_t i = 0; i < r.codes.size(); ++i) {
-      const double x = (r.codes[i] - 8) * static_cast<double>(r.scales[i / static_cast<std::size_t>(source_.format().group)]);
+      const double x =
+          (r.codes[i] - 8) *
+          static_cast<double>(r.scales[i / static_cast<std::size_t>(source_.format().group)]);
       row_errors(at, i).add(x, x);
     }
   }
@@ -186,7 +195,8 @@ class MatrixRun {
   std::vector<Errors> errors_;        // by row of the block
 };
 
-void write_vector(const Checkpoint& checkpoint, const QuantizeStep& step, SafetensorsWriter& writer) {
+void write_vector(const Checkpoint& checkpoint, const QuantizeStep& step,
+                  SafetensorsWriter& writer) {
   const std::vector<float> x = checkpoint.vector(step.info.name, step.info.shape[0]);
   if (step.dtype == DType::F32) return writer.write(x.data(), x.size() * sizeof(float));
   std::vector<std::uint16_t> bits(x.size());
@@ -241,10 +251,10 @@ QuantizeReport quantize(const fs::path& source, const fs::path& given_target,
       if (options.progress) options.progress(done / elements, s.info.name);
     });
     if (s.int4()) total.add(e);
-    report.matrices.push_back({s.info.name, s.info.stored_type,
-                               s.int4() ? fmt::format("int4 g{}", options.group)
-                                        : std::string(dtype_name(s.dtype)),
-                               n, k, e.relative(), e.largest, s.info.bytes, bytes});
+    report.matrices.push_back(
+        {s.info.name, s.info.stored_type,
+         s.int4() ? fmt::format("int4 g{}", options.group) : std::string(dtype_name(s.dtype)), n, k,
+         e.relative(), e.largest, s.info.bytes, bytes});
   }
   writer.finish();
   directory.commit();

@@ -25,24 +25,24 @@ struct QuantizeOptions {
 };
 
 struct QuantizedMatrix {
-  std::string name, from, to;      // types: "BF16", "int4 g64"
+  std::string name, from, to;  // types: "BF16", "int4 g64"
   std::int64_t n = 0, k = 0;
-  double relative_rms = 0;         // sqrt(sum (new - old)^2 / sum old^2); 0 when both are 0
-  double max_error = 0;            // largest |new - old|
+  double relative_rms = 0;  // sqrt(sum (new - old)^2 / sum old^2); 0 when both are 0
+  double max_error = 0;     // largest |new - old|
   std::uint64_t bytes_from = 0, bytes_to = 0;
 };
 
 struct QuantizeReport {
-  std::vector<QuantizedMatrix> matrices;  // in the order of the file
-  double relative_rms = 0, max_error = 0; // over the matrices that became INT4
+  std::vector<QuantizedMatrix> matrices;       // in the order of the file
+  double relative_rms = 0, max_error = 0;      // over the matrices that became INT4
   std::uint64_t bytes_from = 0, bytes_to = 0;  // all tensors
-  std::vector<std::string> notices;       // of the source
+  std::vector<std::string> notices;            // of the source
 };
 
 // Reads `source` (as Checkpoint::open; types without kernels are taken at 16 bit) and creates the
 // directory `target`: written under a temporary name beside it, then renamed, so that a failure
-// leaves nothing. Memory: rows of one matrix at a time and its scales. A matrix that is symmetric INT4
-// already, in groups that `group` divides, keeps its codes and scales bit for bit.
+// leaves nothing. Memory: rows of one matrix at a time and its scales. A matrix that is symmetric
+// INT4 already, in groups that `group` divides, keeps its codes and scales bit for bit.
 //
 // UsageError: `target` exists, its parent does not, a bad option, `keep` is no expression or
 // matches no matrix. Error: the source is damaged or holds NaN or Inf, `group` does not divide a

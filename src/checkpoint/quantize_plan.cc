@@ -118,8 +118,10 @@ QuantizePlan plan_quantize(const Checkpoint& checkpoint, const QuantizeOptions& 
     QuantizeStep step;
     const std::string& name = info.name;
     if (!is_matrix(info)) {
-      require(info.shape.size() == 1, "tensor {} with {} dimensions has no place in a supported "
-              "model; quantize cannot tell what it is", quote(name), info.shape.size());
+      require(info.shape.size() == 1,
+              "tensor {} with {} dimensions has no place in a supported "
+              "model; quantize cannot tell what it is",
+              quote(name), info.shape.size());
       step.dtype = value_type(info.stored_type);
       step.info = std::move(info);
       plan.steps.push_back(std::move(step));
@@ -136,9 +138,10 @@ QuantizePlan plan_quantize(const Checkpoint& checkpoint, const QuantizeOptions& 
       if (name != kEmbedding) plan.ignore.push_back(module_of(name));
     } else {
       const std::string fitting = groups_that_divide(k);
-      require(k % group == 0, "tensor {}: K = {} is no multiple of the group {}; {}", quote(name), k,
-              group, fitting.empty() ? "none fits: keep this tensor in 16 bit (--keep)"
-                                     : "groups that fit: " + fitting);
+      require(k % group == 0, "tensor {}: K = {} is no multiple of the group {}; {}", quote(name),
+              k, group,
+              fitting.empty() ? "none fits: keep this tensor in 16 bit (--keep)"
+                              : "groups that fit: " + fitting);
       const bool copied = f.type == WeightType::Int4 && f.group % group == 0;
       step.to = copied ? QuantizeStep::To::Copied : QuantizeStep::To::Packed;
       step.dtype = copied && !f.scales_are_f16 ? DType::F32 : DType::F16;

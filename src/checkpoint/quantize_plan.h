@@ -27,7 +27,8 @@ struct QuantizeStep {
 
 struct QuantizePlan {
   std::vector<QuantizeStep> steps;  // in the order of the file
-  std::vector<std::string> ignore;  // modules with a matrix that stays 16 bit, as config.json lists them
+  std::vector<std::string>
+      ignore;  // modules with a matrix that stays 16 bit, as config.json lists them
   bool int4_embedding = false;
   // The tensors of `steps`, as they are written: an INT4 matrix is X_shape, X_packed, X_scale.
   std::vector<PlannedTensor> tensors(int group) const;

@@ -20,8 +20,7 @@ inline void widen_f16(const std::byte* src, std::size_t n, float* out) {
   for (std::size_t i = 0; i < n; ++i) out[i] = half_to_float(load<std::uint16_t>(src + 2 * i));
 }
 inline void widen_bf16(const std::byte* src, std::size_t n, float* out) {
-  for (std::size_t i = 0; i < n; ++i)
-    out[i] = bf16_to_float(load<std::uint16_t>(src + 2 * i));
+  for (std::size_t i = 0; i < n; ++i) out[i] = bf16_to_float(load<std::uint16_t>(src + 2 * i));
 }
 
 inline bool all_finite(const float* x, std::size_t n) {

@@ -19,9 +19,10 @@ struct PlannedTensor {
 };
 
 // One model.safetensors, or where that would hold more than `shard_bytes` of data, shards
-// model-00001-of-0000N.safetensors and model.safetensors.index.json. A tensor lies in one shard, alone
-// if it is larger than that. Every tensor's data is aligned to its element size, as PyTorch needs:
-// one whose bytes are no multiple of 8 goes to the end of its shard, and is kept in memory till then.
+// model-00001-of-0000N.safetensors and model.safetensors.index.json. A tensor lies in one shard,
+// alone if it is larger than that. Every tensor's data is aligned to its element size, as PyTorch
+// needs: one whose bytes are no multiple of 8 goes to the end of its shard, and is kept in memory
+// till then.
 class SafetensorsWriter {
  public:
   // Nothing is written yet. Error when there is no tensor, or a name is given twice.
@@ -41,9 +42,9 @@ class SafetensorsWriter {
 
  private:
   struct Shard {
-    std::string file, header;       // header: the length field included
+    std::string file, header;         // header: the length field included
     std::size_t first = 0, last = 0;  // its tensors: [first, last)
-    std::uint64_t bytes = 0;        // of data
+    std::uint64_t bytes = 0;          // of data
   };
   std::string header(const Shard& shard) const;
   std::vector<std::size_t> layout(const Shard& shard) const;
@@ -54,9 +55,9 @@ class SafetensorsWriter {
   std::filesystem::path directory_;
   std::vector<PlannedTensor> tensors_;
   std::vector<Shard> shards_;
-  std::size_t shard_ = 0, tensor_ = 0;  // where the next byte goes
-  std::uint64_t done_ = 0;              // bytes of tensor_ already taken
-  std::unique_ptr<AtomicFile> file_;    // shards_[shard_], once it has data
+  std::size_t shard_ = 0, tensor_ = 0;       // where the next byte goes
+  std::uint64_t done_ = 0;                   // bytes of tensor_ already taken
+  std::unique_ptr<AtomicFile> file_;         // shards_[shard_], once it has data
   std::vector<std::vector<char>> deferred_;  // by tensor - first: data that waits for the end
 };
 

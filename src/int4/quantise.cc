@@ -27,7 +27,7 @@ constexpr auto kGrid = [] {
   return t;
 }();
 
-float add_lanes(Floats v) {
+float add_lanes(const Floats& v) {
   return ((v[0] + v[1]) + (v[2] + v[3])) + ((v[4] + v[5]) + (v[6] + v[7]));
 }
 
@@ -95,7 +95,6 @@ std::uint16_t search_group(const float* x, int n, std::uint8_t* codes) {
   for (int i = 0; i < n; ++i) largest = std::max(largest, std::fabs(x[i]));
   const Group g = normalise(x, n, largest);
   const double rtn_error = objective(x, g, codes, rtn_scale);
-  if (rtn_error == 0) return rtn;
 
   Sums best{0, 0};
   for (const float t : kGrid)
@@ -111,7 +110,6 @@ std::uint16_t search_group(const float* x, int n, std::uint8_t* codes) {
     if (next == found || scale == 0 || !std::isfinite(scale)) break;
     found = next;
     best = g.sums(largest / scale);
-    if (best.qq == 0) break;
   }
   const float scale = half_to_float(found);
   std::uint8_t trial[kMaxVectors * kLanes];

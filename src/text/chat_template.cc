@@ -14,8 +14,7 @@ ChatTemplate::ChatTemplate(std::string_view source)
 ChatTemplate::~ChatTemplate() = default;
 ChatTemplate::ChatTemplate(ChatTemplate&&) noexcept = default;
 
-std::string ChatTemplate::render(const nlohmann::ordered_json& messages,
-                                 bool add_generation_prompt,
+std::string ChatTemplate::render(const nlohmann::ordered_json& messages, bool add_generation_prompt,
                                  const nlohmann::ordered_json& extra) const {
   require(messages.is_array(), "chat template: messages must be an array");
   require(extra.is_null() || extra.is_object(),

@@ -1,7 +1,6 @@
 #include "text/tokenizer_added.h"
 
 #include <algorithm>
-#include <ranges>
 
 #include "base/error.h"
 
@@ -40,11 +39,13 @@ std::optional<AddedTokens::Hit> AddedTokens::find(std::string_view text, std::si
     for (std::size_t n = 1; lo < hi; ++n) {
       if (sorted_[lo].text.size() == n) longest = &sorted_[lo++];
       if (at + n == text.size()) break;
-      const auto next = [&](std::uint32_t i) { return byte(sorted_[i].text, n); };
       const unsigned char wanted = byte(text, at + n);
-      const auto range = std::ranges::equal_range(std::views::iota(lo, hi), wanted, {}, next);
-      lo = range.empty() ? hi : *range.begin();
-      hi = lo + static_cast<std::uint32_t>(range.size());
+      const auto narrow = [&](std::uint32_t from, auto before) {
+        const auto it = std::partition_point(sorted_.begin() + from, sorted_.begin() + hi, before);
+        return static_cast<std::uint32_t>(it - sorted_.begin());
+      };
+      lo = narrow(lo, [&](const AddedToken& t) { return byte(t.text, n) < wanted; });
+      hi = narrow(lo, [&](const AddedToken& t) { return byte(t.text, n) == wanted; });
     }
     if (longest != nullptr) return Hit{at, at + longest->text.size(), longest};
   }

@@ -20,7 +20,8 @@ using testing::HasSubstr;
 ModelConfig sample(const std::string& architecture) {
   ModelConfig m;
   m.architecture = architecture;
-  m.hidden = 576, m.layers = 30, m.heads = 9, m.kv_heads = 3, m.head_dim = 80, m.intermediate = 1536;
+  m.hidden = 576, m.layers = 30, m.heads = 9, m.kv_heads = 3, m.head_dim = 80,
+  m.intermediate = 1536;
   m.vocab = 49152, m.max_position = 8192;
   m.rms_eps = 1e-5f;  // as GGUF stores it
   m.rope_theta = 100000;
@@ -38,8 +39,10 @@ TEST(ConfigJson, ComesBackTheSame) {
       const std::string json = config_json(m, {}, DType::BF16);
       const ModelConfig b = parse_config_json(json, "c");
       EXPECT_EQ(b.architecture, architecture);
-      EXPECT_EQ(std::tie(b.hidden, b.layers, b.heads, b.kv_heads, b.head_dim, b.intermediate, b.vocab, b.max_position),
-                std::tie(m.hidden, m.layers, m.heads, m.kv_heads, m.head_dim, m.intermediate, m.vocab, m.max_position));
+      EXPECT_EQ(std::tie(b.hidden, b.layers, b.heads, b.kv_heads, b.head_dim, b.intermediate,
+                         b.vocab, b.max_position),
+                std::tie(m.hidden, m.layers, m.heads, m.kv_heads, m.head_dim, m.intermediate,
+                         m.vocab, m.max_position));
       EXPECT_EQ(std::tie(b.rope_theta, b.tied_embedding, b.qkv_bias, b.o_bias, b.qk_norm),
                 std::tie(m.rope_theta, m.tied_embedding, m.qkv_bias, m.o_bias, m.qk_norm));
       EXPECT_EQ(b.rms_eps, 1e-5);
@@ -53,7 +56,8 @@ TEST(ConfigJson, KeepsEndAndBeginOfText) {
   GenerationConfig g;
   g.eos = {2, 7};
   g.bos = 1;
-  const GenerationConfig b = parse_generation_json("", config_json(sample("llama"), g, DType::F16), "c");
+  const GenerationConfig b =
+      parse_generation_json("", config_json(sample("llama"), g, DType::F16), "c");
   EXPECT_THAT(b.eos, testing::ElementsAre(2));
   EXPECT_EQ(b.bos, 1);
 }
@@ -62,11 +66,14 @@ std::vector<float> llama3_factors(const ModelConfig& m, double factor, double lo
                                   double original) {
   std::vector<float> f;
   for (std::int64_t i = 0; i < m.head_dim / 2; ++i) {
-    const double wavelength = 2 * std::numbers::pi * std::pow(m.rope_theta, 2.0 * static_cast<double>(i) / static_cast<double>(m.head_dim));
+    const double wavelength =
+        2 * std::numbers::pi *
+        std::pow(m.rope_theta, 2.0 * static_cast<double>(i) / static_cast<double>(m.head_dim));
     const double smooth = (original / wavelength - low) / (high - low);
-    f.push_back(static_cast<float>(wavelength < original / high  ? 1
-                                   : wavelength > original / low ? factor
-                                                                 : 1 / ((1 - smooth) / factor + smooth)));
+    f.push_back(static_cast<float>(wavelength < original / high ? 1
+                                   : wavelength > original / low
+                                       ? factor
+                                       : 1 / ((1 - smooth) / factor + smooth)));
   }
   return f;
 }
@@ -84,7 +91,8 @@ TEST(ConfigJson, RecoversLlama3Scaling) {
     EXPECT_EQ(b.rope_scaling->original_max_position, 8192);
   }
   m.rope_factors = llama3_factors(m, 8, 1, 4, 4096);
-  EXPECT_THAT(error_of([&] { config_json(m, {}, DType::F16); }), HasSubstr("RoPE factors that config.json cannot express"));
+  EXPECT_THAT(error_of([&] { config_json(m, {}, DType::F16); }),
+              HasSubstr("RoPE factors that config.json cannot express"));
 }
 
 TEST(ConfigJson, RefusesWhatItCannotExpress) {
@@ -109,14 +117,16 @@ TokenizerSpec byte_spec(const std::string& pre) {
     s.vocab.push_back(std::string(a) + b);
   }
   s.vocab.emplace_back();  // a hole
-  s.added = {{0, "<|end|>", true, false, false, false, false},
-             {static_cast<std::int32_t>(s.vocab.size()), "<think>", false, false, true, false, false}};
+  s.added = {
+      {0, "<|end|>", true, false, false, false, false},
+      {static_cast<std::int32_t>(s.vocab.size()), "<think>", false, false, true, false, false}};
   set_pretokenizer(s, pre);
   return s;
 }
 
 RC_GTEST_PROP(TokenizerJson, GivesTheSameIds, ()) {
-  const auto pre = *rc::gen::element<std::string>("smollm", "gpt-2", "llama-bpe", "qwen2", "qwen35");
+  const auto pre =
+      *rc::gen::element<std::string>("smollm", "gpt-2", "llama-bpe", "qwen2", "qwen35");
   TokenizerSpec spec = byte_spec(pre);
   if (*rc::gen::arbitrary<bool>()) spec.prefix_ids = {0};
   if (*rc::gen::arbitrary<bool>()) spec.suffix_ids = {0, 5};
@@ -130,9 +140,10 @@ RC_GTEST_PROP(TokenizerJson, GivesTheSameIds, ()) {
     RC_ASSERT(after.is_defined(id) == before.is_defined(id));
     RC_ASSERT(after.is_special(id) == before.is_special(id));
   }
-  const auto parts = *rc::gen::container<std::vector<std::string>>(rc::gen::oneOf(
-      rc::gen::element<std::string>("abc", " a", "12", "<|end|>", "<think>", "e\u0301", "\n\n", "  ", "'S"),
-      rc::gen::arbitrary<std::string>()));
+  const auto parts = *rc::gen::container<std::vector<std::string>>(
+      rc::gen::oneOf(rc::gen::element<std::string>("abc", " a", "12", "<|end|>", "<think>",
+                                                   "e\u0301", "\n\n", "  ", "'S"),
+                     rc::gen::arbitrary<std::string>()));
   std::string text;
   for (const auto& p : parts) text += p;
   for (const bool special : {false, true})

@@ -53,12 +53,13 @@ void write_model(const TempDir& dir, bool tied,
                  const std::function<void(const std::string&, std::vector<float>&)>& damage = {},
                  bool embedding_f32 = false) {
   fs::create_directory(dir.path() / "src");
-  dir.write("src/config.json", fmt::format(
-      R"({{"architectures":["LlamaForCausalLM"],"model_type":"llama","hidden_size":64,
+  dir.write("src/config.json",
+            fmt::format(
+                R"({{"architectures":["LlamaForCausalLM"],"model_type":"llama","hidden_size":64,
           "intermediate_size":96,"num_hidden_layers":1,"num_attention_heads":2,
           "num_key_value_heads":1,"vocab_size":40,"max_position_embeddings":128,
           "rms_norm_eps":1e-05,"tie_word_embeddings":{},"torch_dtype":"bfloat16","my_key":[1,2]}})",
-      tied));
+                tied));
   dir.write("src/generation_config.json", R"({"eos_token_id":3})");
   dir.write("src/tokenizer_config.json", R"({"chat_template":"{{ messages }}"})");
   SafetensorsFile file;
@@ -113,7 +114,8 @@ TEST(Quantize, WritesWhatTheQuantiserGives) {
     const TempDir dir;
     write_model(dir, false);
     run(dir, {.group = 32, .method = method});
-    const auto from = Checkpoint::open(dir.path() / "src"), to = Checkpoint::open(dir.path() / "out");
+    const auto from = Checkpoint::open(dir.path() / "src"),
+               to = Checkpoint::open(dir.path() / "out");
     EXPECT_EQ(to->format(), "compressed-tensors");
     auto matrices = linears();
     matrices.push_back({"lm_head.weight", kVocab, kHidden});
@@ -205,7 +207,8 @@ TEST(Quantize, AnyNumberOfThreadsAndShardsGivesTheSameWeights) {
             read_file(dir.path() / "three/model.safetensors"));
   run(dir, {.group = 32, .shard_bytes = 4000}, "shards");
   EXPECT_TRUE(fs::exists(dir.path() / "shards/model.safetensors.index.json"));
-  const auto one = Checkpoint::open(dir.path() / "one"), shards = Checkpoint::open(dir.path() / "shards");
+  const auto one = Checkpoint::open(dir.path() / "one"),
+             shards = Checkpoint::open(dir.path() / "shards");
   for (const Matrix& m : linears()) EXPECT_EQ(values(*one, m), values(*shards, m)) << m.name;
 }
 
@@ -214,8 +217,9 @@ TEST(Quantize, AGroupThatDoesNotDivideKIsRefusedBeforeAnythingIsWritten) {
   write_model(dir, true);
   const auto start = fs::last_write_time(dir.path());
   const std::string e = error_of([&] { run(dir, {.group = 64}); });
-  EXPECT_THAT(e, HasSubstr("mlp.down_proj.weight\": K = 96 is no multiple of the group 64; groups that "
-                           "fit: 32"));
+  EXPECT_THAT(
+      e, HasSubstr("mlp.down_proj.weight\": K = 96 is no multiple of the group 64; groups that "
+                   "fit: 32"));
   EXPECT_EQ(fs::last_write_time(dir.path()), start);
   expect_no_trace(dir);
   run(dir, {.group = 64, .keep = "down_proj"});
@@ -227,14 +231,17 @@ TEST(Quantize, KeepLeavesMatricesAsTheyAre) {
   run(dir, {.group = 32, .keep = R"(layers\.0\.self_attn\.[qk]|^lm_head)"});
   const auto from = Checkpoint::open(dir.path() / "src"), to = Checkpoint::open(dir.path() / "out");
   for (const Matrix& m : linears()) {
-    const bool kept = m.name.find("q_proj") != std::string::npos || m.name.find("k_proj") != std::string::npos;
+    const bool kept =
+        m.name.find("q_proj") != std::string::npos || m.name.find("k_proj") != std::string::npos;
     EXPECT_EQ(stored_type(*to, m.name), kept ? "BF16" : "int4 g32");
     if (kept) {
       EXPECT_EQ(values(*to, m), values(*from, m));
     }
   }
-  EXPECT_THAT(config_of(dir.path() / "out")["quantization_config"]["ignore"].get<std::vector<std::string>>(),
-              UnorderedElementsAre("model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.k_proj", "lm_head"));
+  EXPECT_THAT(config_of(dir.path() / "out")["quantization_config"]["ignore"]
+                  .get<std::vector<std::string>>(),
+              UnorderedElementsAre("model.layers.0.self_attn.q_proj",
+                                   "model.layers.0.self_attn.k_proj", "lm_head"));
 }
 
 TEST(Quantize, EmbeddingInInt4) {
@@ -243,7 +250,8 @@ TEST(Quantize, EmbeddingInInt4) {
   run(dir, {.group = 32, .int4_embedding = true});
   const auto to = Checkpoint::open(dir.path() / "out");
   EXPECT_EQ(stored_type(*to, "model.embed_tokens.weight"), "int4 g32");
-  EXPECT_EQ(to->weight("model.embed_tokens.weight", kVocab, kHidden)->format().type, WeightType::Int4);
+  EXPECT_EQ(to->weight("model.embed_tokens.weight", kVocab, kHidden)->format().type,
+            WeightType::Int4);
   const Json q = config_of(dir.path() / "out")["quantization_config"];
   EXPECT_EQ(q["config_groups"]["group_0"]["targets"], Json::array({"Linear", "Embedding"}));
   EXPECT_EQ(q["ignore"], Json::array({"lm_head"}));  // it has no tensor of its own
@@ -253,9 +261,12 @@ TEST(Quantize, PlainValuesTakeTheTypeThatLosesLeast) {
   const std::string name = "model.embed_tokens.weight";
   const auto converted = [&](float x) {
     const TempDir dir;
-    write_model(dir, true, [&](const std::string& n, std::vector<float>& v) {
-      if (n == name) std::fill(v.begin(), v.end(), x);
-    }, true);
+    write_model(
+        dir, true,
+        [&](const std::string& n, std::vector<float>& v) {
+          if (n == name) std::fill(v.begin(), v.end(), x);
+        },
+        true);
     const QuantizeReport r = run(dir);
     const auto to = Checkpoint::open(dir.path() / "out");
     return std::tuple{stored_type(*to, name), values(*to, {name, kVocab, kHidden})[7],
@@ -293,12 +304,13 @@ TEST(Quantize, CancellingLeavesNothing) {
   write_model(dir, true);
   int calls = 0;
   EXPECT_EQ(error_of([&] {
-    run(dir, {.group = 32, .progress = [&](double f, std::string_view) {
-      EXPECT_GT(f, 0);
-      EXPECT_LE(f, 1);
-      if (++calls == 3) fail("stop");
-    }});
-  }), "stop");
+              run(dir, {.group = 32, .progress = [&](double f, std::string_view) {
+                          EXPECT_GT(f, 0);
+                          EXPECT_LE(f, 1);
+                          if (++calls == 3) fail("stop");
+                        }});
+            }),
+            "stop");
   EXPECT_EQ(calls, 3);
   expect_no_trace(dir);
 }
@@ -311,10 +323,12 @@ TEST(Quantize, NeverTouchesWhatExists) {
   fs::create_symlink(dir.path() / "nowhere", dir.path() / "link");
   for (const std::string target : {"file", "empty", "empty/", "link", "src", "."}) {
     EXPECT_THROW(run(dir, {.group = 32}, target), UsageError) << target;
-    EXPECT_THAT(error_of([&] { run(dir, {.group = 32}, target); }), HasSubstr("it exists")) << target;
+    EXPECT_THAT(error_of([&] { run(dir, {.group = 32}, target); }), HasSubstr("it exists"))
+        << target;
   }
   EXPECT_EQ(read_file(dir.path() / "file"), "precious");
-  EXPECT_THAT(error_of([&] { run(dir, {.group = 32}, "none/out"); }), HasSubstr("no such directory"));
+  EXPECT_THAT(error_of([&] { run(dir, {.group = 32}, "none/out"); }),
+              HasSubstr("no such directory"));
   run(dir, {.group = 32}, "out/");
   EXPECT_TRUE(fs::exists(dir.path() / "out/model.safetensors"));
 }
@@ -330,7 +344,8 @@ TEST(Quantize, BadOptionsAreUsageErrors) {
   };
   EXPECT_THAT(usage({.group = 48}), HasSubstr("128, 64 and 32 are"));
   EXPECT_THAT(usage({.group = 32, .keep = "a("}), HasSubstr("no regular expression"));
-  EXPECT_THAT(usage({.group = 32, .keep = "donw_proj"}), HasSubstr("no matrix has a name that matches"));
+  EXPECT_THAT(usage({.group = 32, .keep = "donw_proj"}),
+              HasSubstr("no matrix has a name that matches"));
   EXPECT_THAT(usage({.group = 32, .shard_bytes = 0}), HasSubstr("shard size"));
 }
 
@@ -344,7 +359,8 @@ TEST(Quantize, Int4PassesThroughBitForBit) {
   o.method = int4::Method::Rtn;  // whose codes for these values would be others
   const QuantizeReport again = quantize(dir.path() / "g64", dir.path() / "again", o);
   EXPECT_EQ(again.relative_rms, 0);
-  EXPECT_EQ(read_file(dir.path() / "g64/model.safetensors"), read_file(dir.path() / "again/model.safetensors"));
+  EXPECT_EQ(read_file(dir.path() / "g64/model.safetensors"),
+            read_file(dir.path() / "again/model.safetensors"));
   EXPECT_EQ(read_file(dir.path() / "g64/config.json"), read_file(dir.path() / "again/config.json"));
   // A smaller group: the same values, scales repeated.
   o.group = 32;
@@ -372,22 +388,28 @@ TEST(Quantize, ScalesBeyondFp16StayFp32) {
   }
   dir.write("int4/model.safetensors", file.build());
   quantize(dir.path() / "int4", dir.path() / "out", {.group = 32});
-  const auto from = Checkpoint::open(dir.path() / "int4"), to = Checkpoint::open(dir.path() / "out");
+  const auto from = Checkpoint::open(dir.path() / "int4"),
+             to = Checkpoint::open(dir.path() / "out");
   EXPECT_EQ(values(*to, {name, kInner, kHidden}), values(*from, {name, kInner, kHidden}));
 }
 
 TEST(Quantize, Q4_0InAGgufPassesThroughBitForBit) {
   const TempDir dir;
   test::GgufFile g;
-  g.string("general.architecture", "llama").u32("llama.embedding_length", kHidden)
-      .u32("llama.block_count", 1).u32("llama.attention.head_count", 2)
-      .u32("llama.attention.head_count_kv", 1).u32("llama.feed_forward_length", kInner)
-      .u32("llama.context_length", 128).f32("llama.attention.layer_norm_rms_epsilon", 1e-5f)
+  g.string("general.architecture", "llama")
+      .u32("llama.embedding_length", kHidden)
+      .u32("llama.block_count", 1)
+      .u32("llama.attention.head_count", 2)
+      .u32("llama.attention.head_count_kv", 1)
+      .u32("llama.feed_forward_length", kInner)
+      .u32("llama.context_length", 128)
+      .f32("llama.attention.layer_norm_rms_epsilon", 1e-5f)
       .f32("llama.rope.freq_base", 100000.0f);
   std::mt19937 random(5);
   const std::map<std::string, std::string> names = {
-      {"attn_q", "self_attn.q_proj"}, {"attn_k", "self_attn.k_proj"}, {"attn_v", "self_attn.v_proj"},
-      {"attn_output", "self_attn.o_proj"}, {"ffn_gate", "mlp.gate_proj"}, {"ffn_up", "mlp.up_proj"},
+      {"attn_q", "self_attn.q_proj"}, {"attn_k", "self_attn.k_proj"},
+      {"attn_v", "self_attn.v_proj"}, {"attn_output", "self_attn.o_proj"},
+      {"ffn_gate", "mlp.gate_proj"},  {"ffn_up", "mlp.up_proj"},
       {"ffn_down", "mlp.down_proj"}};
   for (const auto& [gguf, hf] : names)
     for (const Matrix& m : linears()) {
@@ -395,7 +417,8 @@ TEST(Quantize, Q4_0InAGgufPassesThroughBitForBit) {
       std::string data;
       for (std::int64_t b = 0; b < m.n * m.k / 32; ++b) {
         // Scales of both signs, and codes that no quantiser would choose for their values.
-        test::put(data, float_to_half(0.001f * static_cast<float>(static_cast<int>(random() % 64) - 32)));
+        test::put(data,
+                  float_to_half(0.001f * static_cast<float>(static_cast<int>(random() % 64) - 32)));
         for (int i = 0; i < 16; ++i) test::put(data, static_cast<std::uint8_t>(random()));
       }
       g.tensor("blk.0." + gguf + ".weight", 2, {m.n, m.k}, data);
@@ -407,7 +430,8 @@ TEST(Quantize, Q4_0InAGgufPassesThroughBitForBit) {
 
   const QuantizeReport r = quantize(dir.path() / "m.gguf", dir.path() / "out", {.group = 32});
   EXPECT_EQ(r.relative_rms, 0);
-  const auto from = Checkpoint::open(dir.path() / "m.gguf"), to = Checkpoint::open(dir.path() / "out");
+  const auto from = Checkpoint::open(dir.path() / "m.gguf"),
+             to = Checkpoint::open(dir.path() / "out");
   for (const Matrix& m : linears()) {
     const WeightRows a = rows(*from, m), b = rows(*to, m);
     EXPECT_EQ(a.codes, b.codes) << m.name;

@@ -9,16 +9,16 @@
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
-#include "checkpoint/safetensors.h"
 #include "builders.h"
+#include "checkpoint/safetensors.h"
 
 namespace nibble {
 namespace {
 
 namespace fs = std::filesystem;
-using testing::HasSubstr;
-using test::TempDir;
 using test::error_of;
+using test::TempDir;
+using testing::HasSubstr;
 
 // The data of all tensors of all files, by name; every file checked by the reader.
 std::map<std::string, std::pair<StoredTensor, std::string>> read_back(const fs::path& dir) {
@@ -30,7 +30,8 @@ std::map<std::string, std::pair<StoredTensor, std::string>> read_back(const fs::
     std::memcpy(&header, file.bytes().data(), 8);
     EXPECT_EQ(header % 8, 0u);
     for (StoredTensor& t : parse_safetensors(file.bytes(), "f")) {
-      EXPECT_EQ((t.data.data() - file.bytes().data()) % static_cast<long>(dtype_size(t.dtype)), 0) << t.name;
+      EXPECT_EQ((t.data.data() - file.bytes().data()) % static_cast<long>(dtype_size(t.dtype)), 0)
+          << t.name;
       std::string data(reinterpret_cast<const char*>(t.data.data()), t.data.size());
       EXPECT_TRUE(all.try_emplace(t.name, t, std::move(data)).second);
     }
@@ -44,9 +45,11 @@ RC_GTEST_PROP(Writer, EveryTensorComesBack, ()) {
   std::string data;
   const auto count = *rc::gen::inRange(1, 12);
   for (int i = 0; i < count; ++i) {
-    const auto type = *rc::gen::element(DType::F32, DType::F16, DType::BF16, DType::I64, DType::I32, DType::U8);
-    tensors.push_back({"t" + std::to_string(i), type, *rc::gen::container<std::vector<std::int64_t>>(
-                                                         rc::gen::inRange<std::int64_t>(0, 6))});
+    const auto type =
+        *rc::gen::element(DType::F32, DType::F16, DType::BF16, DType::I64, DType::I32, DType::U8);
+    tensors.push_back(
+        {"t" + std::to_string(i), type,
+         *rc::gen::container<std::vector<std::int64_t>>(rc::gen::inRange<std::int64_t>(0, 6))});
     tensors.back().shape.resize(std::min<std::size_t>(tensors.back().shape.size(), 3));
     for (std::uint64_t b = 0; b < tensors.back().bytes(); ++b)
       data += static_cast<char>(data.size() * 37 + static_cast<std::size_t>(i));
@@ -54,7 +57,8 @@ RC_GTEST_PROP(Writer, EveryTensorComesBack, ()) {
   const auto limit = *rc::gen::inRange<std::uint64_t>(1, 2000);
   SafetensorsWriter writer(dir.path(), tensors, limit);
   for (std::size_t at = 0; at < data.size();) {  // in pieces that ignore where tensors end
-    const std::size_t n = std::min<std::size_t>(static_cast<std::size_t>(*rc::gen::inRange(1, 300)), data.size() - at);
+    const std::size_t n = std::min<std::size_t>(static_cast<std::size_t>(*rc::gen::inRange(1, 300)),
+                                                data.size() - at);
     writer.write(data.data() + at, n);
     at += n;
   }
@@ -79,8 +83,12 @@ RC_GTEST_PROP(Writer, EveryTensorComesBack, ()) {
 TEST(Writer, ShardsAndTheirIndex) {
   const TempDir dir;
   // 40 + 40 fit one shard of 80; 100 is larger than any; 8 opens the next.
-  SafetensorsWriter writer(dir.path(), {{"a", DType::F32, {10}}, {"b", DType::F32, {10}},
-                                        {"c", DType::F32, {25}}, {"d", DType::F32, {2}}}, 80);
+  SafetensorsWriter writer(dir.path(),
+                           {{"a", DType::F32, {10}},
+                            {"b", DType::F32, {10}},
+                            {"c", DType::F32, {25}},
+                            {"d", DType::F32, {2}}},
+                           80);
   EXPECT_EQ(writer.shards(), 3u);
   const std::vector<float> data(47, 1.5f);
   writer.write(data.data(), data.size() * 4);
@@ -105,9 +113,12 @@ TEST(Writer, OneFileHasNoIndex) {
 
 TEST(Writer, WrongUseIsAnError) {
   const TempDir dir;
-  EXPECT_THAT(error_of([&] { SafetensorsWriter(dir.path(), {{"a", DType::F32, {2}}, {"a", DType::F32, {2}}}, 80); }),
+  EXPECT_THAT(error_of([&] {
+                SafetensorsWriter(dir.path(), {{"a", DType::F32, {2}}, {"a", DType::F32, {2}}}, 80);
+              }),
               HasSubstr("tensor a would be written twice"));
-  EXPECT_THAT(error_of([&] { SafetensorsWriter(dir.path(), {}, 80); }), HasSubstr("no tensor to write"));
+  EXPECT_THAT(error_of([&] { SafetensorsWriter(dir.path(), {}, 80); }),
+              HasSubstr("no tensor to write"));
   {
     SafetensorsWriter writer(dir.path(), {{"a", DType::F32, {2}}}, 80);
     writer.write("1234", 4);

@@ -33,7 +33,7 @@ class Scratch {
 };
 
 constexpr int kTinyVocab = 264;  // 256 bytes, <s>, <|user|>, <|end|>, and 5 ids of padding
-constexpr int kTinyContext = 512;
+constexpr int kTinyContext = 4096;
 
 struct TinyOptions {
   bool tokenizer = true, chat_template = true;

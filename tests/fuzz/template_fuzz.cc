@@ -21,8 +21,8 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     "documents": null, "add_generation_prompt": true, "enable_thinking": false,
     "bos_token": "<s>", "eos_token": "</s>"})");
   nibble::jinja::Limits limits;
-  limits.steps = 200'000;
-  limits.memory = 16 << 20;
+  limits.steps = 20'000;
+  limits.memory = 2 << 20;
   try {
     const std::string_view source(reinterpret_cast<const char*>(data), size);
     nibble::jinja::Template(source).render(variables, limits);

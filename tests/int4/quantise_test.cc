@@ -20,13 +20,15 @@ struct Quantised {
   std::vector<std::uint16_t> scales;
   int group;
   float value(std::size_t i) const {
-    return static_cast<float>(codes[i] - 8) * half_to_float(scales[i / static_cast<std::size_t>(group)]);
+    return static_cast<float>(codes[i] - 8) *
+           half_to_float(scales[i / static_cast<std::size_t>(group)]);
   }
 };
 
 Quantised quantise(Method method, const std::vector<float>& x, std::int64_t k, int group) {
   Quantised q{std::vector<std::uint8_t>(x.size(), 99),
-              std::vector<std::uint16_t>(x.size() / static_cast<std::size_t>(group), 0x7e00), group};
+              std::vector<std::uint16_t>(x.size() / static_cast<std::size_t>(group), 0x7e00),
+              group};
   quantise_rows(method, x.data(), static_cast<std::int64_t>(x.size()) / k, k, group, q.codes.data(),
                 q.scales.data(), "t");
   return q;
@@ -87,7 +89,8 @@ RC_GTEST_PROP(QuantiseRtn, FollowsTheRule, (unsigned seed)) {
   const auto k = static_cast<std::size_t>(2 * group);
   const float size = std::ldexp(1.0f, *rc::gen::inRange(-30, 14));
   auto x = gaussian(seed, 3 * k, size);
-  for (const int i : *rc::gen::container<std::vector<int>>(rc::gen::inRange(0, static_cast<int>(x.size()))))
+  for (const int i :
+       *rc::gen::container<std::vector<int>>(rc::gen::inRange(0, static_cast<int>(x.size()))))
     x[static_cast<std::size_t>(i)] = *rc::gen::element(0.0f, -0.0f, 4 * size, -4 * size);
   const Quantised q = quantise(Method::Rtn, x, static_cast<std::int64_t>(k), group);
   std::vector<std::uint8_t> codes(static_cast<std::size_t>(group));
@@ -95,7 +98,8 @@ RC_GTEST_PROP(QuantiseRtn, FollowsTheRule, (unsigned seed)) {
     std::uint16_t scale = 0;
     reference_rtn(&x[g * codes.size()], group, codes.data(), scale);
     RC_ASSERT(q.scales[g] == scale);
-    RC_ASSERT(std::equal(codes.begin(), codes.end(), q.codes.begin() + static_cast<long>(g * codes.size())));
+    RC_ASSERT(std::equal(codes.begin(), codes.end(),
+                         q.codes.begin() + static_cast<long>(g * codes.size())));
   }
 }
 
@@ -106,9 +110,11 @@ RC_GTEST_PROP(Quantise, OnGridWeightsAreExact, (unsigned seed)) {
   std::vector<float> x(static_cast<std::size_t>(4 * group));
   for (std::size_t g = 0; g < 4; ++g) {
     // Any finite scale, negative and subnormal ones too.
-    const float scale = half_to_float(static_cast<std::uint16_t>((random() % 0x7c00) | (random() & 0x8000)));
+    const float scale =
+        half_to_float(static_cast<std::uint16_t>((random() % 0x7c00) | (random() & 0x8000)));
     for (int i = 0; i < group; ++i)
-      x[g * static_cast<std::size_t>(group) + static_cast<std::size_t>(i)] = scale * static_cast<float>(static_cast<int>(random() % 16) - 8);
+      x[g * static_cast<std::size_t>(group) + static_cast<std::size_t>(i)] =
+          scale * static_cast<float>(static_cast<int>(random() % 16) - 8);
     x[g * static_cast<std::size_t>(group) + random() % static_cast<unsigned>(group)] = scale * -8;
   }
   for (const Method method : {Method::Rtn, Method::Search}) {
@@ -119,7 +125,8 @@ RC_GTEST_PROP(Quantise, OnGridWeightsAreExact, (unsigned seed)) {
 
 RC_GTEST_PROP(QuantiseSearch, IsNeverWorseThanRtn, (unsigned seed)) {
   const int group = 32 << *rc::gen::inRange(0, 3);
-  auto x = gaussian(seed, static_cast<std::size_t>(8 * group), std::ldexp(1.0f, *rc::gen::inRange(-24, 14)));
+  auto x = gaussian(seed, static_cast<std::size_t>(8 * group),
+                    std::ldexp(1.0f, *rc::gen::inRange(-24, 14)));
   for (const int i : *rc::gen::container<std::vector<int>>(rc::gen::inRange(0, 8 * group)))
     x[static_cast<std::size_t>(i)] *= *rc::gen::element(0.0f, 1e-6f, 3.0f, 30.0f);
   const Quantised rtn = quantise(Method::Rtn, x, group, group);
@@ -129,6 +136,8 @@ RC_GTEST_PROP(QuantiseSearch, IsNeverWorseThanRtn, (unsigned seed)) {
     const double r = objective(&x[at], group, &rtn.codes[at], half_to_float(rtn.scales[g]));
     const double s = objective(&x[at], group, &search.codes[at], half_to_float(search.scales[g]));
     RC_ASSERT(s <= r * (1 + 1e-6));
+    for (std::size_t i = at; i < at + static_cast<std::size_t>(group); ++i)
+      RC_ASSERT(search.codes[i] <= 15);
   }
 }
 
@@ -167,6 +176,9 @@ TEST(Quantise, TinyAndZeroGroupsGiveFiniteValues) {
       const Quantised q = quantise(method, x, 32, 32);
       for (std::size_t i = 0; i < x.size(); ++i) {
         EXPECT_LE(q.codes[i], 15);
+        if (size == 0) {
+          EXPECT_EQ(q.codes[i], 8);
+        }
         EXPECT_NEAR(q.value(i), x[i], 2.4e-7) << size;  // 8 times half of fp16's smallest step
       }
     }

@@ -16,21 +16,31 @@ using Body = std::vector<std::unique_ptr<Stmt>>;
 
 struct Expr {
   enum class Op {
-    Const,    // value
-    Name,     // name
-    Tuple, List,
-    Dict,     // kids: key, value, key, value ...
-    Attr,     // kids[0] . name
-    Item,     // kids[0] [ kids[1] ]
-    Slice,    // kids[0] [ kids[1] : kids[2] : kids[3] ], absent bounds null
-    Call,     // kids[0] ( arguments )
-    Filter,   // kids[0] | name ( arguments ); kids[0] null in a filter or set block
-    Test,     // kids[0] is name ( arguments )
-    Not, Neg, Pos,
-    And, Or,
-    Cond,     // kids[1] if kids[0] else kids[2], which may be null
-    Concat,   // ~
-    Add, Sub, Mul, Div, FloorDiv, Mod, Pow,
+    Const,  // value
+    Name,   // name
+    Tuple,
+    List,
+    Dict,    // kids: key, value, key, value ...
+    Attr,    // kids[0] . name
+    Item,    // kids[0] [ kids[1] ]
+    Slice,   // kids[0] [ kids[1] : kids[2] : kids[3] ], absent bounds null
+    Call,    // kids[0] ( arguments )
+    Filter,  // kids[0] | name ( arguments ); kids[0] null in a filter or set block
+    Test,    // kids[0] is name ( arguments )
+    Not,
+    Neg,
+    Pos,
+    And,
+    Or,
+    Cond,    // kids[1] if kids[0] else kids[2], which may be null
+    Concat,  // ~
+    Add,
+    Sub,
+    Mul,
+    Div,
+    FloorDiv,
+    Mod,
+    Pow,
     Compare,  // kids[0] keywords[0] kids[1] keywords[1] kids[2] ...
   };
   Op op;
@@ -57,7 +67,8 @@ struct Stmt {
     FilterBlock,  // bodies[0] through the filters of expr
     With,         // params: name = value, around bodies[0]
     Generation,   // bodies[0], in a scope of its own
-    Break, Continue,
+    Break,
+    Continue,
   };
   struct Param {
     std::string name;

@@ -24,9 +24,14 @@ Value Interp::eval(const Expr& e, Scope& scope) {
   run.step();
   run.line = e.line;
   switch (e.op) {
-    case Op::Const: return e.value;
-    case Op::Name: return lookup(e.name, scope);
-    case Op::Tuple: case Op::List: case Op::Dict: return eval_container(e, scope);
+    case Op::Const:
+      return e.value;
+    case Op::Name:
+      return lookup(e.name, scope);
+    case Op::Tuple:
+    case Op::List:
+    case Op::Dict:
+      return eval_container(e, scope);
     case Op::Attr: {
       const Value object = eval(*e.kids[0], scope);
       run.line = e.line;
@@ -38,8 +43,10 @@ Value Interp::eval(const Expr& e, Scope& scope) {
       run.line = e.line;
       return item(object, key);
     }
-    case Op::Slice: return eval_slice(e, scope);
-    case Op::Call: return eval_call(e, scope);
+    case Op::Slice:
+      return eval_slice(e, scope);
+    case Op::Call:
+      return eval_call(e, scope);
     case Op::Filter: {
       const Value v = eval(*e.kids[0], scope);
       const Args args = arguments(e, scope);
@@ -52,14 +59,17 @@ Value Interp::eval(const Expr& e, Scope& scope) {
       run.line = e.line;
       return test(e.name, v, args);
     }
-    case Op::Not: return !truthy(eval(*e.kids[0], scope));
-    case Op::Neg: return negate(run, eval(*e.kids[0], scope));
+    case Op::Not:
+      return !truthy(eval(*e.kids[0], scope));
+    case Op::Neg:
+      return negate(run, eval(*e.kids[0], scope));
     case Op::Pos: {
       Value v = eval(*e.kids[0], scope);
       if (!v.number()) run.fail("'+' cannot take '{}'", type_name(v));
       return v.integer() ? Value(v.as_int()) : v;
     }
-    case Op::And: case Op::Or: {
+    case Op::And:
+    case Op::Or: {
       Value left = eval(*e.kids[0], scope);
       return truthy(left) == (e.op == Op::And) ? eval(*e.kids[1], scope) : left;
     }
@@ -68,8 +78,10 @@ Value Interp::eval(const Expr& e, Scope& scope) {
       if (e.kids[2] != nullptr) return eval(*e.kids[2], scope);
       return make_undefined(run, "an inline if was false and has no else");
     }
-    case Op::Concat: return eval_concat(e, scope);
-    case Op::Compare: return eval_compare(e, scope);
+    case Op::Concat:
+      return eval_concat(e, scope);
+    case Op::Compare:
+      return eval_compare(e, scope);
     default: {
       const Value left = eval(*e.kids[0], scope);
       const Value right = eval(*e.kids[1], scope);
@@ -132,14 +144,22 @@ Value Interp::eval_compare(const Expr& e, Scope& scope) {
     run.line = e.line;
     const std::string& op = e.keywords[i];
     bool holds = false;
-    if (op == "==") holds = equal(run, left, right);
-    else if (op == "!=") holds = !equal(run, left, right);
-    else if (op == "in") holds = contains(run, right, left);
-    else if (op == "not in") holds = !contains(run, right, left);
-    else if (op == "<") holds = compare(run, left, right) < 0;
-    else if (op == "<=") holds = compare(run, left, right) <= 0;
-    else if (op == ">") holds = compare(run, left, right) > 0;
-    else holds = compare(run, left, right) >= 0;
+    if (op == "==")
+      holds = equal(run, left, right);
+    else if (op == "!=")
+      holds = !equal(run, left, right);
+    else if (op == "in")
+      holds = contains(run, right, left);
+    else if (op == "not in")
+      holds = !contains(run, right, left);
+    else if (op == "<")
+      holds = compare(run, left, right) < 0;
+    else if (op == "<=")
+      holds = compare(run, left, right) <= 0;
+    else if (op == ">")
+      holds = compare(run, left, right) > 0;
+    else
+      holds = compare(run, left, right) >= 0;
     if (!holds) return false;
     left = std::move(right);
   }
@@ -239,7 +259,8 @@ std::optional<Value> Interp::plain_attribute(const Value& object, std::string_vi
   if (!m.exists) return std::nullopt;
   if (m.mutates) {
     return make_undefined(run, fmt::format("'{}' of '{}' would change it, which the sandbox "
-                                           "refuses", name, type_name(object)));
+                                           "refuses",
+                                           name, type_name(object)));
   }
   return std::make_shared<const Callable>(
       Callable{std::string(name), m.function, object, nullptr, nullptr});
@@ -251,8 +272,8 @@ Value Interp::attribute(const Value& object, std::string_view name) {
   if (object.dict() != nullptr) {
     if (const Value* v = object.dict()->find(name)) return *v;
   }
-  return make_undefined(run, fmt::format("'{} object' has no attribute '{}'", type_name(object),
-                                         shown(name)));
+  return make_undefined(
+      run, fmt::format("'{} object' has no attribute '{}'", type_name(object), shown(name)));
 }
 
 Value Interp::item(const Value& object, const Value& key) {

@@ -50,12 +50,16 @@ Flow Interp::exec(const Body& body, Scope& scope, Output& out) {
 
 Flow Interp::exec_one(const Stmt& s, Scope& scope, Output& out) {
   switch (s.kind) {
-    case Kind::Data: out.write(s.text); break;
+    case Kind::Data:
+      out.write(s.text);
+      break;
     case Kind::Print: {
       const Value v = eval(*s.expr, scope);
       run.line = s.line;
-      if (v.str() != nullptr) out.write(v.str()->text);
-      else out.write(to_text(run, v));
+      if (v.str() != nullptr)
+        out.write(v.str()->text);
+      else
+        out.write(to_text(run, v));
       break;
     }
     case Kind::If: {
@@ -63,17 +67,27 @@ Flow Interp::exec_one(const Stmt& s, Scope& scope, Output& out) {
       while (i < s.tests.size() && !truthy(eval(*s.tests[i], scope))) ++i;
       return i < s.bodies.size() ? exec(s.bodies[i], scope, out) : Flow::Normal;
     }
-    case Kind::For: return exec_for(s, scope, out);
-    case Kind::Set: assign(*s.target, eval(*s.expr, scope), scope); break;
-    case Kind::SetBlock: case Kind::FilterBlock: case Kind::With:
+    case Kind::For:
+      return exec_for(s, scope, out);
+    case Kind::Set:
+      assign(*s.target, eval(*s.expr, scope), scope);
+      break;
+    case Kind::SetBlock:
+    case Kind::FilterBlock:
+    case Kind::With:
       return exec_captured(s, scope, out);
     case Kind::Macro:
       scope.names[s.text] =
           std::make_shared<const Callable>(Callable{s.text, nullptr, {}, &s, &scope});
       break;
-    case Kind::Call: case Kind::Generation: exec_call(s, scope, out); break;
-    case Kind::Break: return Flow::Break;
-    case Kind::Continue: return Flow::Continue;
+    case Kind::Call:
+    case Kind::Generation:
+      exec_call(s, scope, out);
+      break;
+    case Kind::Break:
+      return Flow::Break;
+    case Kind::Continue:
+      return Flow::Continue;
   }
   return Flow::Normal;
 }
@@ -112,8 +126,10 @@ Flow Interp::exec_captured(const Stmt& s, Scope& scope, Output& out) {
   Output text(run);
   if (const Flow flow = exec(s.bodies[0], inner, text); flow != Flow::Normal) return flow;
   Value v = apply_filters(s.expr.get(), make_str(run, text.take()), scope);
-  if (s.kind == Kind::SetBlock) assign(*s.target, std::move(v), scope);
-  else out.write(to_text(run, v));
+  if (s.kind == Kind::SetBlock)
+    assign(*s.target, std::move(v), scope);
+  else
+    out.write(to_text(run, v));
   return Flow::Normal;
 }
 
@@ -127,8 +143,7 @@ Value Interp::apply_filters(const Expr* e, Value v, Scope& scope) {
 }
 
 void Interp::exec_call(const Stmt& s, Scope& scope, Output& out) {
-  const Value body =
-      std::make_shared<const Callable>(Callable{"caller", nullptr, {}, &s, &scope});
+  const Value body = std::make_shared<const Callable>(Callable{"caller", nullptr, {}, &s, &scope});
   if (s.kind == Kind::Generation) return out.write(to_text(run, call(body, {})));
   const Value callee = eval(*s.expr->kids[0], scope);
   Args args = arguments(*s.expr, scope);
@@ -203,9 +218,12 @@ Value Interp::call_macro(const Callable& macro, const Args& args) {
     bool known = false;
     for (const auto& p : s.params) known |= p.name == name;
     if (known) continue;
-    if (name == "caller") scope.names["caller"] = v;
-    else if (s.takes_kwargs) named.emplace_back(make_str(run, name), v);
-    else run.fail("macro '{}' has no parameter '{}'", macro.name, name);
+    if (name == "caller")
+      scope.names["caller"] = v;
+    else if (s.takes_kwargs)
+      named.emplace_back(make_str(run, name), v);
+    else
+      run.fail("macro '{}' has no parameter '{}'", macro.name, name);
   }
   if (s.takes_varargs) {
     scope.names["varargs"] = make_seq(run, Seq::Type::Tuple, std::move(more));

@@ -40,8 +40,8 @@ Value fold_case(Interp& in, const Value& v, bool case_sensitive) {
 }
 
 // Stable, by compare() of keys; counts every comparison.
-std::vector<Value> sorted(Interp& in, const std::vector<Value>& items, const std::vector<Value>& keys,
-                          bool reverse) {
+std::vector<Value> sorted(Interp& in, const std::vector<Value>& items,
+                          const std::vector<Value>& keys, bool reverse) {
   std::vector<std::size_t> order(items.size());
   for (std::size_t i = 0; i < order.size(); ++i) order[i] = i;
   for (std::size_t i = 1; i < keys.size(); ++i) {
@@ -117,8 +117,8 @@ Value extreme(Interp& in, const Value& v, const Args& args) {
   if (all->items.empty()) return make_undefined(in.run, "the sequence was empty");
   Value best, best_key;
   for (const Value& item : all->items) {
-    const Value key = fold_case(in, by_path(in, item, p.given(1) ? p.at(1) : Value(None{})),
-                                p.flag(0, false));
+    const Value key =
+        fold_case(in, by_path(in, item, p.given(1) ? p.at(1) : Value(None{})), p.flag(0, false));
     if (&item == &all->items.front() ||
         (largest ? compare(in.run, key, best_key) > 0 : compare(in.run, key, best_key) < 0)) {
       best = item;

@@ -108,7 +108,8 @@ Value truncate(Interp& in, const Value& v, const Args& args) {
   if (keep < 0 || leeway < 0) in.run.fail("'truncate' needs room for its end");
   if (length(in.run, v) - leeway <= limit) return v;
   if (v.str() == nullptr) in.run.fail("'truncate' needs a string, not {}", type_name(v));
-  std::string out = v.str()->text.substr(0, byte_of_char(v.str()->text, static_cast<std::size_t>(keep)));
+  std::string out =
+      v.str()->text.substr(0, byte_of_char(v.str()->text, static_cast<std::size_t>(keep)));
   if (const auto space = out.rfind(' '); !p.flag(1, false) && space != out.npos) out.resize(space);
   in.run.append(out, end);
   return make_str(in.run, std::move(out));
@@ -131,9 +132,13 @@ std::optional<std::string> number_text(std::string_view s) {
   s = strip(s, true, true);
   std::string out;
   for (std::size_t i = 0; i < s.size(); ++i) {
-    const auto alnum = [&](std::size_t at) { return at < s.size() && s[at] >= '0' && s[at] <= '9'; };
-    if (s[i] != '_') out += s[i];
-    else if (i == 0 || !alnum(i - 1) || !alnum(i + 1)) return std::nullopt;
+    const auto alnum = [&](std::size_t at) {
+      return at < s.size() && s[at] >= '0' && s[at] <= '9';
+    };
+    if (s[i] != '_')
+      out += s[i];
+    else if (i == 0 || !alnum(i - 1) || !alnum(i + 1))
+      return std::nullopt;
   }
   if (out.starts_with('+') && !out.starts_with("+-")) out.erase(0, 1);
   return out;
@@ -206,7 +211,8 @@ Value round_to(Interp& in, const Value& v, const Args& args) {
   }
   if (method == "common" && v.integer()) return v.as_int();
   const double d = v.as_double(), scale = std::pow(10.0, static_cast<double>(places));
-  if (method != "common") return (method == "ceil" ? std::ceil(d * scale) : std::floor(d * scale)) / scale;
+  if (method != "common")
+    return (method == "ceil" ? std::ceil(d * scale) : std::floor(d * scale)) / scale;
   if (!std::isfinite(d)) return d;
   const std::string text = fmt::format("{:.{}f}", d, places);  // exact, ties to even
   double r = 0;
@@ -232,7 +238,8 @@ Value to_json(Interp& in, const Value& v, const Args& args) {
   }
   if (p.given(2)) {
     const SeqPtr two = elements(in.run, p.at(2));
-    if (two->items.size() != 2 || two->items[0].str() == nullptr || two->items[1].str() == nullptr) {
+    if (two->items.size() != 2 || two->items[0].str() == nullptr ||
+        two->items[1].str() == nullptr) {
       in.run.fail("'tojson' needs two strings for separators");
     }
     style.item_separator = two->items[0].str()->text;
@@ -260,26 +267,11 @@ Value format(Interp& in, const Value& v, const Args& args) {
 
 Builtin find_text_filter(std::string_view name) {
   static constexpr BuiltinEntry filters[] = {
-      {"abs", abs_of},
-      {"capitalize", capital},
-      {"center", center},
-      {"e", escape},
-      {"escape", escape},
-      {"float", to_float},
-      {"format", format},
-      {"indent", indent},
-      {"int", to_int},
-      {"lower", lower},
-      {"replace", replace},
-      {"round", round_to},
-      {"safe", safe},
-      {"string", string},
-      {"title", title},
-      {"tojson", to_json},
-      {"trim", trim},
-      {"truncate", truncate},
-      {"upper", upper},
-      {"wordcount", wordcount},
+      {"abs", abs_of},    {"capitalize", capital}, {"center", center},   {"e", escape},
+      {"escape", escape}, {"float", to_float},     {"format", format},   {"indent", indent},
+      {"int", to_int},    {"lower", lower},        {"replace", replace}, {"round", round_to},
+      {"safe", safe},     {"string", string},      {"title", title},     {"tojson", to_json},
+      {"trim", trim},     {"truncate", truncate},  {"upper", upper},     {"wordcount", wordcount},
   };
   for (const auto& f : filters) {
     if (f.name == name) return f.function;

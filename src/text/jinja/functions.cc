@@ -11,8 +11,7 @@ Params::Params(Run& run, std::string_view what, const Args& args,
                std::initializer_list<std::string_view> names, std::size_t required)
     : run_(run), what_(what), values_(names.size(), nullptr) {
   if (args.positional.size() > names.size()) {
-    run.fail("'{}' takes at most {} arguments, not {}", what, names.size(),
-             args.positional.size());
+    run.fail("'{}' takes at most {} arguments, not {}", what, names.size(), args.positional.size());
   }
   for (std::size_t i = 0; i < args.positional.size(); ++i) values_[i] = &args.positional[i];
   for (const auto& [name, v] : args.named) {
@@ -159,9 +158,12 @@ Value view(Interp& in, const Value& self, const Args& args) {
   const Params none(in.run, "items, keys and values", args, {});
   std::vector<Value> out;
   for (const auto& [key, v] : self.dict()->items) {
-    if (type == Seq::Type::Keys) out.push_back(key);
-    else if (type == Seq::Type::Values) out.push_back(v);
-    else out.push_back(make_seq(in.run, Seq::Type::Tuple, {key, v}));
+    if (type == Seq::Type::Keys)
+      out.push_back(key);
+    else if (type == Seq::Type::Values)
+      out.push_back(v);
+    else
+      out.push_back(make_seq(in.run, Seq::Type::Tuple, {key, v}));
   }
   return make_seq(in.run, type, std::move(out));
 }
@@ -211,8 +213,8 @@ Builtin find_function(std::string_view name) {
 Method find_method(const Value& object, std::string_view name) {
   if (object.str() != nullptr) {
     static constexpr std::string_view others[] = {
-        "casefold", "encode", "expandtabs", "format_map", "isascii", "isidentifier",
-        "isnumeric", "isprintable", "istitle", "maketrans", "swapcase", "translate"};
+        "casefold",  "encode",      "expandtabs", "format_map", "isascii",  "isidentifier",
+        "isnumeric", "isprintable", "istitle",    "maketrans",  "swapcase", "translate"};
     const Builtin f = find_str_method(name);
     return {f != nullptr || among(others, name), false, f};
   }
@@ -227,8 +229,8 @@ Method find_method(const Value& object, std::string_view name) {
     return {name == "fromkeys" || among(mutating, name), among(mutating, name), nullptr};
   }
   if (const Seq* s = object.seq(); s != nullptr && s->type <= Seq::Type::Range) {
-    static constexpr std::string_view mutating[] = {
-        "append", "clear", "extend", "insert", "pop", "remove", "reverse", "sort"};
+    static constexpr std::string_view mutating[] = {"append", "clear",  "extend",  "insert",
+                                                    "pop",    "remove", "reverse", "sort"};
     if (name == "index") return {true, false, seq_index};
     if (name == "count") return {true, false, seq_count};
     if (!object.list()) return {};

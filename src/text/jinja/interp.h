@@ -22,7 +22,7 @@ struct Scope {
 // A macro, a function, or a method of `self`. A macro cannot leave the scope it was defined in.
 struct Callable {
   std::string name;
-  Builtin function = nullptr;   // null: a macro, or a method that is not supported
+  Builtin function = nullptr;  // null: a macro, or a method that is not supported
   Value self;
   const Stmt* macro = nullptr;  // Macro, Call or Generation
   Scope* scope = nullptr;
@@ -38,8 +38,8 @@ struct Loop {
   std::optional<Value> ahead;  // read, not yet current
   std::optional<Value> changed;
 
-  bool peek();                  // reads into ahead; false at the end
-  bool advance();               // false at the end
+  bool peek();     // reads into ahead; false at the end
+  bool advance();  // false at the end
   std::int64_t length(Run& run);
 };
 
@@ -76,8 +76,8 @@ class Interp {
   Value call(const Value& callee, const Args& args);
   Value filter(std::string_view name, const Value& v, const Args& args);
   bool test(std::string_view name, const Value& v, const Args& args);
-  Value attribute(const Value& object, std::string_view name);     // object.name
-  Value item(const Value& object, const Value& key);               // object[key]
+  Value attribute(const Value& object, std::string_view name);  // object.name
+  Value item(const Value& object, const Value& key);            // object[key]
 
   Run& run;
 

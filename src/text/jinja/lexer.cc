@@ -23,8 +23,10 @@ std::string normalize(std::string_view source) {
   std::string out;
   out.reserve(source.size());
   for (std::size_t i = 0; i < source.size(); ++i) {
-    if (source[i] != '\r') out += source[i];
-    else if (i + 1 == source.size() || source[i + 1] != '\n') out += '\n';
+    if (source[i] != '\r')
+      out += source[i];
+    else if (i + 1 == source.size() || source[i + 1] != '\n')
+      out += '\n';
   }
   if (out.ends_with('\n')) out.pop_back();
   return out;
@@ -44,14 +46,17 @@ class Lexer {
       }
       const char kind = s_[open + 1];
       const char sign = open + 2 < s_.size() && (s_[open + 2] == '-' || s_[open + 2] == '+')
-                            ? s_[open + 2] : '\0';
+                            ? s_[open + 2]
+                            : '\0';
       data(before_tag(s_.substr(pos_, open - pos_), sign, kind == '{'));
       advance(open);
       tag_line_ = line_;
       if (kind == '%' && raw()) continue;
       advance(open + 2 + (sign != '\0' ? 1 : 0));
-      if (kind == '#') comment();
-      else inside(kind == '%');
+      if (kind == '#')
+        comment();
+      else
+        inside(kind == '%');
     }
     push(Token::Type::End);
     return std::move(tokens_);
@@ -177,8 +182,8 @@ class Lexer {
     static constexpr std::array<std::string_view, 27> ops = {
         "//", "**", "==", "!=", ">=", "<=", "+", "-", "/", "*", "%", "~", "[", "]",
         "(",  ")",  "{",  "}",  ">",  "<",  "=", ".", ":", "|", ",", ";", ""};
-    const auto found = std::find_if(ops.begin(), ops.end() - 1,
-                                    [&](std::string_view o) { return at(pos_, o); });
+    const auto found =
+        std::find_if(ops.begin(), ops.end() - 1, [&](std::string_view o) { return at(pos_, o); });
     if (found == ops.end() - 1) {
       const Char c = char_at(s_, pos_);
       fail_at(line_, "unexpected character '{}'", c.code < 0 ? "?" : s_.substr(pos_, c.bytes));
@@ -198,8 +203,10 @@ class Lexer {
 
   std::size_t digits(std::size_t i, std::string& out) const {
     for (; i < s_.size(); ++i) {
-      if (is_digit_char(s_[i])) out += s_[i];
-      else if (s_[i] != '_' || i + 1 == s_.size() || !is_digit_char(s_[i + 1])) break;
+      if (is_digit_char(s_[i]))
+        out += s_[i];
+      else if (s_[i] != '_' || i + 1 == s_.size() || !is_digit_char(s_[i + 1]))
+        break;
     }
     return i;
   }
@@ -231,8 +238,8 @@ class Lexer {
     push(real ? Token::Type::Float : Token::Type::Int, text);
     Token& t = tokens_.back();
     const char *from = text.data(), *to = from + text.size();
-    const auto error = real ? std::from_chars(from, to, t.real).ec
-                            : std::from_chars(from, to, t.integer).ec;
+    const auto error =
+        real ? std::from_chars(from, to, t.real).ec : std::from_chars(from, to, t.integer).ec;
     if (error != std::errc()) fail_at(line_, "the number {} is beyond 64 bits", text);
     if (!real && text.size() > 1 && text[0] == '0' && text.find_first_not_of('0') != npos) {
       fail_at(line_, "the number {} begins with a zero", text);
@@ -282,8 +289,8 @@ class Lexer {
     std::uint32_t code = 0;
     const auto [end, error] =
         std::from_chars(digits.data(), digits.data() + digits.size(), code, base);
-    if (error != std::errc() || digits.size() != n || end != digits.data() + n ||
-        code > 0x10FFFF || (code >= 0xD800 && code < 0xE000)) {
+    if (error != std::errc() || digits.size() != n || end != digits.data() + n || code > 0x10FFFF ||
+        (code >= 0xD800 && code < 0xE000)) {
       fail_at(line_, "the escape of '{}' in a string is no character", digits);
     }
     append_char(out, static_cast<std::int32_t>(code));

@@ -8,7 +8,19 @@
 namespace nibble::jinja {
 
 struct Token {
-  enum class Type { Data, PrintBegin, PrintEnd, TagBegin, TagEnd, Name, String, Int, Float, Op, End };
+  enum class Type {
+    Data,
+    PrintBegin,
+    PrintEnd,
+    TagBegin,
+    TagEnd,
+    Name,
+    String,
+    Int,
+    Float,
+    Op,
+    End
+  };
   Type type;
   int line;
   std::string text;  // Data, Name, Op; String: unescaped

@@ -86,7 +86,7 @@ Value map_text(Interp& in, const Value& self, const Args& args) {
   const Params none(in.run, "this method", args, {});
   const std::string& s = self.str()->text;
   in.run.read(s.size() * 4);
-  in.run.room(s.size(), 3);    // longest a change of case makes it
+  in.run.room(s.size(), 3);  // longest a change of case makes it
   return like(in, self, f(s));
 }
 
@@ -108,8 +108,8 @@ std::vector<std::string_view> pieces(Interp& in, std::string_view s, std::string
   // From the right is from the left of the reversed text: find_text is linear, rfind is not.
   in.run.room(s.size(), from_right ? 2 : 1);
   const std::string mirrored = from_right ? std::string(s.rbegin(), s.rend()) : "";
-  const std::string needle = from_right ? std::string(separator.rbegin(), separator.rend())
-                                        : std::string(separator);
+  const std::string needle =
+      from_right ? std::string(separator.rbegin(), separator.rend()) : std::string(separator);
   const std::string_view text = from_right ? std::string_view(mirrored) : s;
   std::vector<std::string_view> out;
   std::size_t begin = 0;
@@ -184,8 +184,10 @@ Value partition(Interp& in, const Value& self, const Args& args) {
   const std::string_view separator = p.text(0, "");
   if (separator.empty()) in.run.fail("partition() with an empty separator");
   auto parts = pieces(in, self.str()->text, separator, 1, from_right);
-  if (parts.size() == 2) parts.insert(parts.begin() + 1, separator);
-  else parts.insert(from_right ? parts.begin() : parts.end(), 2, std::string_view());
+  if (parts.size() == 2)
+    parts.insert(parts.begin() + 1, separator);
+  else
+    parts.insert(from_right ? parts.begin() : parts.end(), 2, std::string_view());
   std::vector<Value> items;
   for (const auto s : parts) items.push_back(like(in, self, s));
   return make_seq(in.run, Seq::Type::Tuple, std::move(items));
@@ -216,16 +218,17 @@ Value remove_affix(Interp& in, const Value& self, const Args& args) {
 
 Value replace(Interp& in, const Value& self, const Args& args) {
   const Params p(in.run, "replace", args, {"old", "new", "count"}, 2);
-  return like(in, self, replace_text(in.run, self.str()->text, part(in, self, p.at(0)),
-                                     part(in, self, p.at(1)), p.integer(2, -1)));
+  return like(in, self,
+              replace_text(in.run, self.str()->text, part(in, self, p.at(0)),
+                           part(in, self, p.at(1)), p.integer(2, -1)));
 }
 
 template <bool from_right, bool must>
 Value find_place(Interp& in, const Value& self, const Args& args) {
   const Params p(in.run, "find", args, {"text"}, 1);
   const std::string_view s = self.str()->text, needle = p.text(0, "");
-  const auto parts = pieces(in, s, needle.empty() ? " " : needle, needle.empty() ? 0 : 1,
-                            from_right);
+  const auto parts =
+      pieces(in, s, needle.empty() ? " " : needle, needle.empty() ? 0 : 1, from_right);
   if (needle.empty()) return from_right ? count_chars(s) : 0;
   if (parts.size() == 2) return count_chars(parts[0]);
   if (must) in.run.fail("index(): the text is not there");
@@ -306,14 +309,16 @@ Value format(Interp& in, const Value& self, const Args& args) {
   std::string out;
   std::size_t next = 0;
   for (std::size_t i = 0; i < s.size(); ++i) {
-    if ((s[i] == '{' || s[i] == '}') && i + 1 < s.size() && s[i + 1] == s[i]) ++i;
-    else if (s[i] == '}') in.run.fail("format(): a single '}}'");
+    if ((s[i] == '{' || s[i] == '}') && i + 1 < s.size() && s[i + 1] == s[i])
+      ++i;
+    else if (s[i] == '}')
+      in.run.fail("format(): a single '}}'");
     else if (s[i] == '{') {
       const std::size_t close = s.find('}', i);
       if (close == npos) in.run.fail("format(): a single '{{'");
       const std::string_view field = s.substr(i + 1, close - i - 1);
-      const bool digits = !field.empty() && field.size() < 6 &&
-                          field.find_first_not_of("0123456789") == npos;
+      const bool digits =
+          !field.empty() && field.size() < 6 && field.find_first_not_of("0123456789") == npos;
       const Value* v = nullptr;
       if (field.empty() || digits) {
         const std::size_t at = digits ? std::stoul(std::string(field)) : next++;
@@ -339,24 +344,41 @@ Value format(Interp& in, const Value& self, const Args& args) {
 
 Builtin find_str_method(std::string_view name) {
   static constexpr BuiltinEntry methods[] = {
-      {"capitalize", map_text<capitalize>}, {"center", pad<true, true>},
-      {"count", count},                     {"endswith", has_affix<true>},
-      {"find", find_place<false, false>},   {"format", format},
-      {"index", find_place<false, true>},   {"isalnum", all_chars<is_alnum>},
-      {"isalpha", all_chars<is_alpha>},     {"isdecimal", all_chars<is_decimal>},
-      {"isdigit", all_chars<is_digit>},     {"islower", has_case<false>},
-      {"isspace", all_chars<is_space>},     {"isupper", has_case<true>},
+      {"capitalize", map_text<capitalize>},
+      {"center", pad<true, true>},
+      {"count", count},
+      {"endswith", has_affix<true>},
+      {"find", find_place<false, false>},
+      {"format", format},
+      {"index", find_place<false, true>},
+      {"isalnum", all_chars<is_alnum>},
+      {"isalpha", all_chars<is_alpha>},
+      {"isdecimal", all_chars<is_decimal>},
+      {"isdigit", all_chars<is_digit>},
+      {"islower", has_case<false>},
+      {"isspace", all_chars<is_space>},
+      {"isupper", has_case<true>},
       {"join", join},
-      {"ljust", pad<false, true>},          {"lower", map_text<to_lower>},
-      {"lstrip", strip_ends<true, false>},  {"partition", partition<false>},
-      {"removeprefix", remove_affix<false>}, {"removesuffix", remove_affix<true>},
-      {"replace", replace},                 {"rfind", find_place<true, false>},
-      {"rindex", find_place<true, true>},   {"rjust", pad<true, false>},
-      {"rpartition", partition<true>},      {"rsplit", split<true>},
-      {"rstrip", strip_ends<false, true>},  {"split", split<false>},
-      {"splitlines", splitlines},           {"startswith", has_affix<false>},
-      {"strip", strip_ends<true, true>},    {"title", map_text<title_case>},
-      {"upper", map_text<to_upper>},        {"zfill", zfill},
+      {"ljust", pad<false, true>},
+      {"lower", map_text<to_lower>},
+      {"lstrip", strip_ends<true, false>},
+      {"partition", partition<false>},
+      {"removeprefix", remove_affix<false>},
+      {"removesuffix", remove_affix<true>},
+      {"replace", replace},
+      {"rfind", find_place<true, false>},
+      {"rindex", find_place<true, true>},
+      {"rjust", pad<true, false>},
+      {"rpartition", partition<true>},
+      {"rsplit", split<true>},
+      {"rstrip", strip_ends<false, true>},
+      {"split", split<false>},
+      {"splitlines", splitlines},
+      {"startswith", has_affix<false>},
+      {"strip", strip_ends<true, true>},
+      {"title", map_text<title_case>},
+      {"upper", map_text<to_upper>},
+      {"zfill", zfill},
   };
   for (const auto& m : methods) {
     if (m.name == name) return m.function;

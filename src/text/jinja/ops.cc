@@ -13,13 +13,20 @@ using Op = Expr::Op;
 
 std::string_view symbol(Op op) {
   switch (op) {
-    case Op::Add: return "+";
-    case Op::Sub: return "-";
-    case Op::Mul: return "*";
-    case Op::Div: return "/";
-    case Op::FloorDiv: return "//";
-    case Op::Mod: return "%";
-    default: return "**";
+    case Op::Add:
+      return "+";
+    case Op::Sub:
+      return "-";
+    case Op::Mul:
+      return "*";
+    case Op::Div:
+      return "/";
+    case Op::FloorDiv:
+      return "//";
+    case Op::Mod:
+      return "%";
+    default:
+      return "**";
   }
 }
 
@@ -42,14 +49,21 @@ std::int64_t int_power(Run& run, std::int64_t base, std::int64_t exponent) {
 Value int_binary(Run& run, Op op, std::int64_t a, std::int64_t b) {
   std::int64_t r = 0;
   switch (op) {
-    case Op::Add: if (__builtin_add_overflow(a, b, &r)) overflow(run, op); return r;
-    case Op::Sub: if (__builtin_sub_overflow(a, b, &r)) overflow(run, op); return r;
-    case Op::Mul: if (__builtin_mul_overflow(a, b, &r)) overflow(run, op); return r;
+    case Op::Add:
+      if (__builtin_add_overflow(a, b, &r)) overflow(run, op);
+      return r;
+    case Op::Sub:
+      if (__builtin_sub_overflow(a, b, &r)) overflow(run, op);
+      return r;
+    case Op::Mul:
+      if (__builtin_mul_overflow(a, b, &r)) overflow(run, op);
+      return r;
     case Op::Pow:
       if (b >= 0) return int_power(run, a, b);
       if (a == 0) run.fail("0 to a negative power");
       return std::pow(static_cast<double>(a), static_cast<double>(b));
-    default: break;
+    default:
+      break;
   }
   if (b == 0) run.fail("division by zero");
   if (op == Op::Div) return static_cast<double>(a) / static_cast<double>(b);
@@ -65,9 +79,12 @@ Value int_binary(Run& run, Op op, std::int64_t a, std::int64_t b) {
 
 Value float_binary(Run& run, Op op, double a, double b) {
   switch (op) {
-    case Op::Add: return a + b;
-    case Op::Sub: return a - b;
-    case Op::Mul: return a * b;
+    case Op::Add:
+      return a + b;
+    case Op::Sub:
+      return a - b;
+    case Op::Mul:
+      return a * b;
     case Op::Pow: {
       if (a == 0 && b < 0) run.fail("0 to a negative power");
       if (a < 0 && std::isfinite(a) && std::isfinite(b) && b != std::trunc(b)) {
@@ -77,7 +94,8 @@ Value float_binary(Run& run, Op op, double a, double b) {
       if (std::isinf(r) && std::isfinite(a) && std::isfinite(b)) overflow(run, op);
       return r;
     }
-    default: break;
+    default:
+      break;
   }
   if (b == 0) run.fail("division by zero");
   if (op == Op::Div) return a / b;
@@ -145,8 +163,8 @@ Value binary(Run& run, Op op, const Value& a, const Value& b) {
   if (op == Op::Add && a.str() != nullptr && b.str() != nullptr) {
     return add_strings(run, *a.str(), *b.str());
   }
-  if (op == Op::Add && repeatable(a) && repeatable(b) && a.seq() != nullptr &&
-      b.seq() != nullptr && a.seq()->type == b.seq()->type) {
+  if (op == Op::Add && repeatable(a) && repeatable(b) && a.seq() != nullptr && b.seq() != nullptr &&
+      a.seq()->type == b.seq()->type) {
     const auto &x = a.seq()->items, &y = b.seq()->items;
     run.room(x.size() + y.size(), sizeof(Value));
     std::vector<Value> items(x);

@@ -120,11 +120,16 @@ ExprPtr ExprParser::product() {
   ExprPtr e = power();
   while (true) {
     Op op;
-    if (is_op("*")) op = Op::Mul;
-    else if (is_op("/")) op = Op::Div;
-    else if (is_op("//")) op = Op::FloorDiv;
-    else if (is_op("%")) op = Op::Mod;
-    else return e;
+    if (is_op("*"))
+      op = Op::Mul;
+    else if (is_op("/"))
+      op = Op::Div;
+    else if (is_op("//"))
+      op = Op::FloorDiv;
+    else if (is_op("%"))
+      op = Op::Mod;
+    else
+      return e;
     const int line = take().line;
     e = binary(op, line, std::move(e), power());
   }
@@ -151,10 +156,14 @@ ExprPtr ExprParser::unary(bool with_filter) {
   }
   e = postfix(std::move(e));
   while (with_filter) {  // filters bind tighter than operators, looser than `.` and `[]`
-    if (is_op("|")) e = filters(std::move(e));
-    else if (is_word("is")) e = test(std::move(e));
-    else if (is_op("(")) e = postfix(std::move(e));
-    else break;
+    if (is_op("|"))
+      e = filters(std::move(e));
+    else if (is_word("is"))
+      e = test(std::move(e));
+    else if (is_op("("))
+      e = postfix(std::move(e));
+    else
+      break;
   }
   return e;
 }
@@ -204,8 +213,12 @@ ExprPtr ExprParser::tuple(TupleOf of, std::string_view end, bool parenthesized) 
       break;
     }
     switch (of) {
-      case TupleOf::Expressions: items.push_back(expression()); break;
-      case TupleOf::NoConditionals: items.push_back(or_expression()); break;
+      case TupleOf::Expressions:
+        items.push_back(expression());
+        break;
+      case TupleOf::NoConditionals:
+        items.push_back(or_expression());
+        break;
       case TupleOf::Targets: {
         ExprPtr t = primary();
         if (end.empty() && t->op == Op::Name && is_op(".")) {

@@ -127,8 +127,10 @@ class Parser : ExprParser {
       expect_end_of_opening();
       s->bodies.push_back(body({"elif", "else", "endif"}, "if"));
     } while (skip_word("elif"));
-    if (skip_word("else")) s->bodies.push_back(block("else", "endif"));
-    else expect_word("endif");
+    if (skip_word("else"))
+      s->bodies.push_back(block("else", "endif"));
+    else
+      expect_word("endif");
     return s;
   }
 

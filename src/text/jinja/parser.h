@@ -17,17 +17,17 @@ class ExprParser : protected TokenStream {
   using TokenStream::TokenStream;
 
  protected:
-  static constexpr int kMaxDepth = 250;    // of an expression's tree: a chain counts its links
+  static constexpr int kMaxDepth = 250;  // of an expression's tree: a chain counts its links
 
   enum class TupleOf { Expressions, NoConditionals, Targets };
-  ExprPtr expression();      // with a conditional
-  ExprPtr or_expression();   // without
+  ExprPtr expression();     // with a conditional
+  ExprPtr or_expression();  // without
   // Also a tuple without parentheses. `end` is a word that ends it.
   ExprPtr tuple(TupleOf of, std::string_view end = {}, bool parenthesized = false);
   // `| f | g ...` applied to target, which may be null.
   ExprPtr filters(ExprPtr target);
-  ExprPtr one_filter(ExprPtr target);  // the name and arguments after a `|`
-  ExprPtr target(std::string_view end = {});  // of an assignment
+  ExprPtr one_filter(ExprPtr target);                  // the name and arguments after a `|`
+  ExprPtr target(std::string_view end = {});           // of an assignment
   bool names_varargs_ = false, names_kwargs_ = false;  // seen since last reset
 
  private:

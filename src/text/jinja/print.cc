@@ -23,15 +23,24 @@ void append_str_repr(Run& run, std::string& out, std::string_view s) {
   for (std::size_t i = 0; i < s.size();) {
     flush_long(run, out, text);
     const Char c = char_at(s, i);
-    if (c.code == quote || c.code == '\\') (text += '\\') += s[i];
-    else if (c.code == '\n') text += "\\n";
-    else if (c.code == '\r') text += "\\r";
-    else if (c.code == '\t') text += "\\t";
-    else if (c.code >= 0 && is_printable(c.code)) text += s.substr(i, c.bytes);
-    else if (c.code < 0) text += fmt::format("\\x{:02x}", static_cast<unsigned char>(s[i]));
-    else if (c.code < 0x100) text += fmt::format("\\x{:02x}", c.code);
-    else if (c.code < 0x10000) text += fmt::format("\\u{:04x}", c.code);
-    else text += fmt::format("\\U{:08x}", c.code);
+    if (c.code == quote || c.code == '\\')
+      (text += '\\') += s[i];
+    else if (c.code == '\n')
+      text += "\\n";
+    else if (c.code == '\r')
+      text += "\\r";
+    else if (c.code == '\t')
+      text += "\\t";
+    else if (c.code >= 0 && is_printable(c.code))
+      text += s.substr(i, c.bytes);
+    else if (c.code < 0)
+      text += fmt::format("\\x{:02x}", static_cast<unsigned char>(s[i]));
+    else if (c.code < 0x100)
+      text += fmt::format("\\x{:02x}", c.code);
+    else if (c.code < 0x10000)
+      text += fmt::format("\\u{:04x}", c.code);
+    else
+      text += fmt::format("\\U{:08x}", c.code);
     i += c.bytes;
   }
   text += quote;
@@ -50,8 +59,7 @@ void append_json_string(Run& run, std::string& out, std::string_view s, bool asc
     } else if (c.code >= 0 && (c.code < 0x20 || (ascii && c.code > 0x7E && c.code < 0x10000))) {
       text += fmt::format("\\u{:04x}", c.code);
     } else if (ascii && c.code >= 0x10000) {
-      text += fmt::format("\\u{:04x}\\u{:04x}", 0xD7C0 + (c.code >> 10),
-                          0xDC00 + (c.code & 0x3FF));
+      text += fmt::format("\\u{:04x}\\u{:04x}", 0xD7C0 + (c.code >> 10), 0xDC00 + (c.code & 0x3FF));
     } else {
       text += s.substr(i, c.bytes);
     }
@@ -104,7 +112,8 @@ std::string float_text(double d) {
     if (c >= '0' && c <= '9') digits += c;
   }
   std::string out = std::signbit(d) ? "-" : "";
-  if (exponent < 0) return out + "0." + std::string(static_cast<std::size_t>(-exponent) - 1, '0') + digits;
+  if (exponent < 0)
+    return out + "0." + std::string(static_cast<std::size_t>(-exponent) - 1, '0') + digits;
   const auto whole = static_cast<std::size_t>(exponent) + 1;
   if (digits.size() <= whole) return out + digits + std::string(whole - digits.size(), '0') + ".0";
   return out + digits.substr(0, whole) + "." + digits.substr(whole);
@@ -114,12 +123,23 @@ std::string escape_html(Run& run, std::string_view s) {
   std::string out;
   for (const char c : s) {
     switch (c) {
-      case '&': run.append(out, "&amp;"); break;
-      case '<': run.append(out, "&lt;"); break;
-      case '>': run.append(out, "&gt;"); break;
-      case '"': run.append(out, "&#34;"); break;
-      case '\'': run.append(out, "&#39;"); break;
-      default: out += c;
+      case '&':
+        run.append(out, "&amp;");
+        break;
+      case '<':
+        run.append(out, "&lt;");
+        break;
+      case '>':
+        run.append(out, "&gt;");
+        break;
+      case '"':
+        run.append(out, "&#34;");
+        break;
+      case '\'':
+        run.append(out, "&#39;");
+        break;
+      default:
+        out += c;
     }
   }
   run.read(s.size());
@@ -205,14 +225,13 @@ void append_json(Run& run, std::string& out, const Value& v, const JsonStyle& st
   if (s == nullptr || s->type > Seq::Type::Tuple) {
     run.fail("a value of type '{}' cannot be written as JSON", type_name(v));
   }
-  append_json_items(run, out, "[]", s->items.size(), style, level, [&](std::size_t i) {
-    append_json(run, out, s->items[i], style, level + 1);
-  });
+  append_json_items(run, out, "[]", s->items.size(), style, level,
+                    [&](std::size_t i) { append_json(run, out, s->items[i], style, level + 1); });
 }
 
 std::string percent_format(Run& run, std::string_view f, const Value& args) {
-  const Seq* many = args.seq() != nullptr && args.seq()->type == Seq::Type::Tuple ? args.seq()
-                                                                                 : nullptr;
+  const Seq* many =
+      args.seq() != nullptr && args.seq()->type == Seq::Type::Tuple ? args.seq() : nullptr;
   run.read(f.size());
   std::size_t used = 0;
   bool by_name = false;
@@ -240,8 +259,10 @@ std::string percent_format(Run& run, std::string_view f, const Value& args) {
     std::string spec;  // flags, width and precision: a subset that fmt reads alike
     bool left = false;
     for (; i < f.size() && std::string_view("-+ 0").find(f[i]) != f.npos; ++i) {
-      if (f[i] == '-') left = true;
-      else spec += f[i];
+      if (f[i] == '-')
+        left = true;
+      else
+        spec += f[i];
     }
     std::size_t width = 0;
     int precision = -1;
@@ -271,10 +292,14 @@ std::string percent_format(Run& run, std::string_view f, const Value& args) {
       append_repr(run, text, v);
     } else {
       if (!v.number()) run.fail("the format '%{}' needs a number, not {}", kind, type_name(v));
-      if (kind == 'f') text = fmt::format("{:.{}f}", v.as_double(), precision < 0 ? 6 : precision);
-      else if (!v.integer()) run.fail("the format '%{}' of a float is not supported", kind);
-      else if (kind == 'x') text = fmt::format("{:x}", v.as_int());
-      else text = fmt::format("{}", v.as_int());
+      if (kind == 'f')
+        text = fmt::format("{:.{}f}", v.as_double(), precision < 0 ? 6 : precision);
+      else if (!v.integer())
+        run.fail("the format '%{}' of a float is not supported", kind);
+      else if (kind == 'x')
+        text = fmt::format("{:x}", v.as_int());
+      else
+        text = fmt::format("{}", v.as_int());
       if ((spec == "+" || spec == " ") && text[0] != '-') text.insert(0, spec);
     }
     if ((kind == 's' || kind == 'r') && precision >= 0) {

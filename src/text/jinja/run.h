@@ -15,17 +15,17 @@
 namespace nibble::jinja {
 
 struct Limits {
-  std::uint64_t steps = 20'000'000;     // nodes evaluated, and text handled (work, read)
-  std::size_t memory = 256u << 20;      // bytes alive in values and output (temporaries: as much)
-  int depth = 500;                      // nested statements, expressions and macro calls
-  static constexpr int nesting = 100;   // lists in lists, dicts in dicts
+  std::uint64_t steps = 20'000'000;    // nodes evaluated, and text handled (work, read)
+  std::size_t memory = 256u << 20;     // bytes alive in values and output (temporaries: as much)
+  int depth = 500;                     // nested statements, expressions and macro calls
+  static constexpr int nesting = 100;  // lists in lists, dicts in dicts
   static constexpr std::int64_t range = 100'000;  // longest range(), as Jinja's sandbox has it
 };
 
 template <class... A>
 [[noreturn]] void fail_at(int line, fmt::format_string<A...> f, A&&... a) {
-  throw Error(fmt::format("chat template, line {}: {}", line,
-                          fmt::format(f, std::forward<A>(a)...)));
+  throw Error(
+      fmt::format("chat template, line {}: {}", line, fmt::format(f, std::forward<A>(a)...)));
 }
 
 class Run {

@@ -41,9 +41,7 @@ bool callable(Run&, const Value& v) {
 bool escaped(Run&, const Value& v) { return v.str() != nullptr && v.str()->markup; }
 bool lower(Run& run, const Value& v) { return is_all_case(to_text(run, v), false); }
 bool upper(Run& run, const Value& v) { return is_all_case(to_text(run, v), true); }
-bool filter_name(Run& run, const Value& v) {
-  return find_filter(to_text(run, v)) != nullptr;
-}
+bool filter_name(Run& run, const Value& v) { return find_filter(to_text(run, v)) != nullptr; }
 bool test_name(Run& run, const Value& v) { return find_test(to_text(run, v)) != nullptr; }
 
 bool divisible(Run& run, const Value& v, const Value& by) {
@@ -71,9 +69,12 @@ bool same_as(Run&, const Value& a, const Value& b) {
       [&](const auto& x) {
         using T = std::decay_t<decltype(x)>;
         const T& y = std::get<T>(b.data());
-        if constexpr (std::is_arithmetic_v<T>) return x == y;
-        else if constexpr (requires { x.get(); }) return x.get() == y.get();
-        else return std::is_same_v<T, None>;
+        if constexpr (std::is_arithmetic_v<T>)
+          return x == y;
+        else if constexpr (requires { x.get(); })
+          return x.get() == y.get();
+        else
+          return std::is_same_v<T, None>;
       },
       a.data());
 }

@@ -33,8 +33,9 @@ void TokenStream::expect_word(std::string_view word) {
 }
 void TokenStream::expect(Type type) {
   if (!is(type)) {
-    fail("expected {}, got {}", type == Type::TagEnd ? "the end of the tag '%}'"
-                                                     : "the end of the print tag '}}'", shown());
+    fail("expected {}, got {}",
+         type == Type::TagEnd ? "the end of the tag '%}'" : "the end of the print tag '}}'",
+         shown());
   }
   take();
 }
@@ -46,12 +47,20 @@ std::string TokenStream::expect_name() {
 std::string TokenStream::shown() const {
   const Token& t = peek();
   switch (t.type) {
-    case Type::PrintEnd: return "the end of the print tag '}}'";
-    case Type::TagEnd: return "the end of the tag '%}'";
-    case Type::End: return "the end of the template";
-    case Type::Data: case Type::PrintBegin: case Type::TagBegin: return "text";
-    case Type::String: return "a string";
-    default: return fmt::format("'{}'", t.text.substr(0, 40));
+    case Type::PrintEnd:
+      return "the end of the print tag '}}'";
+    case Type::TagEnd:
+      return "the end of the tag '%}'";
+    case Type::End:
+      return "the end of the template";
+    case Type::Data:
+    case Type::PrintBegin:
+    case Type::TagBegin:
+      return "text";
+    case Type::String:
+      return "a string";
+    default:
+      return fmt::format("'{}'", t.text.substr(0, 40));
   }
 }
 

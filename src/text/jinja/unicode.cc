@@ -8,15 +8,17 @@ namespace {
 
 utf8proc_category_t category(std::int32_t c) { return utf8proc_category(c < 0 ? 0xFFFF : c); }
 
-bool is_cased(std::int32_t c) {
-  return is_upper(c) || is_lower(c) || is_title(c);
-}
+bool is_cased(std::int32_t c) { return is_upper(c) || is_lower(c) || is_title(c); }
 
 // Skipped when looking for the neighbours of a capital sigma.
 bool is_case_ignorable(std::int32_t c) {
   switch (category(c)) {
-    case UTF8PROC_CATEGORY_MN: case UTF8PROC_CATEGORY_ME: case UTF8PROC_CATEGORY_CF:
-    case UTF8PROC_CATEGORY_LM: case UTF8PROC_CATEGORY_SK: return true;
+    case UTF8PROC_CATEGORY_MN:
+    case UTF8PROC_CATEGORY_ME:
+    case UTF8PROC_CATEGORY_CF:
+    case UTF8PROC_CATEGORY_LM:
+    case UTF8PROC_CATEGORY_SK:
+      return true;
     default:
       return c == '\'' || c == '.' || c == ':' || c == 0xB7 || c == 0x2018 || c == 0x2019 ||
              c == 0x2024 || c == 0x2027;
@@ -82,8 +84,10 @@ template <class F>
 void each_char(std::string_view s, std::string& out, F f) {
   for (std::size_t i = 0; i < s.size();) {
     const Char c = char_at(s, i);
-    if (c.code < 0) out += s[i];
-    else f(i, c.code);
+    if (c.code < 0)
+      out += s[i];
+    else
+      f(i, c.code);
     i += c.bytes;
   }
 }
@@ -134,24 +138,31 @@ void append_char(std::string& out, std::int32_t code) {
 }
 
 bool is_space(std::int32_t c) {
-  return (c >= 9 && c <= 13) || (c >= 0x1C && c <= 0x20) || c == 0x85 || c == 0xA0 ||
-         c == 0x1680 || (c >= 0x2000 && c <= 0x200A) || c == 0x2028 || c == 0x2029 ||
-         c == 0x202F || c == 0x205F || c == 0x3000;
+  return (c >= 9 && c <= 13) || (c >= 0x1C && c <= 0x20) || c == 0x85 || c == 0xA0 || c == 0x1680 ||
+         (c >= 0x2000 && c <= 0x200A) || c == 0x2028 || c == 0x2029 || c == 0x202F || c == 0x205F ||
+         c == 0x3000;
 }
 
 bool is_printable(std::int32_t c) {
   switch (category(c)) {
-    case UTF8PROC_CATEGORY_CC: case UTF8PROC_CATEGORY_CF: case UTF8PROC_CATEGORY_CS:
-    case UTF8PROC_CATEGORY_CO: case UTF8PROC_CATEGORY_CN: case UTF8PROC_CATEGORY_ZL:
-    case UTF8PROC_CATEGORY_ZP: return false;
-    case UTF8PROC_CATEGORY_ZS: return c == ' ';
-    default: return true;
+    case UTF8PROC_CATEGORY_CC:
+    case UTF8PROC_CATEGORY_CF:
+    case UTF8PROC_CATEGORY_CS:
+    case UTF8PROC_CATEGORY_CO:
+    case UTF8PROC_CATEGORY_CN:
+    case UTF8PROC_CATEGORY_ZL:
+    case UTF8PROC_CATEGORY_ZP:
+      return false;
+    case UTF8PROC_CATEGORY_ZS:
+      return c == ' ';
+    default:
+      return true;
   }
 }
 
 bool is_upper(std::int32_t c) {
-  return c >= 0 && (utf8proc_isupper(c) != 0 || (c >= 0x2160 && c <= 0x216F) ||
-                    (c >= 0x24B6 && c <= 0x24CF));
+  return c >= 0 &&
+         (utf8proc_isupper(c) != 0 || (c >= 0x2160 && c <= 0x216F) || (c >= 0x24B6 && c <= 0x24CF));
 }
 bool is_lower(std::int32_t c) {
   return c >= 0 && (utf8proc_islower(c) != 0 || c == 0xAA || c == 0xBA ||
@@ -168,8 +179,8 @@ bool is_alnum(std::int32_t c) {
   return is_alpha(c) || (k >= UTF8PROC_CATEGORY_ND && k <= UTF8PROC_CATEGORY_NO);
 }
 bool is_digit(std::int32_t c) {
-  return is_decimal(c) || c == 0xB2 || c == 0xB3 || c == 0xB9 ||
-         c == 0x2070 || (c >= 0x2074 && c <= 0x2079) || (c >= 0x2080 && c <= 0x2089);
+  return is_decimal(c) || c == 0xB2 || c == 0xB3 || c == 0xB9 || c == 0x2070 ||
+         (c >= 0x2074 && c <= 0x2079) || (c >= 0x2080 && c <= 0x2089);
 }
 
 std::string to_upper(std::string_view s) {
@@ -187,8 +198,10 @@ std::string to_lower(std::string_view s) {
 std::string capitalize(std::string_view s) {
   std::string out;
   each_char(s, out, [&](std::size_t at, std::int32_t c) {
-    if (at == 0) append_title(out, c);
-    else append_lower(out, s, at, c);
+    if (at == 0)
+      append_title(out, c);
+    else
+      append_lower(out, s, at, c);
   });
   return out;
 }
@@ -197,8 +210,10 @@ std::string title_case(std::string_view s) {
   std::string out;
   bool inside = false;
   each_char(s, out, [&](std::size_t at, std::int32_t c) {
-    if (inside) append_lower(out, s, at, c);
-    else append_title(out, c);
+    if (inside)
+      append_lower(out, s, at, c);
+    else
+      append_title(out, c);
     inside = is_cased(c);
   });
   return out;

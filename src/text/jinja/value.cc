@@ -74,8 +74,8 @@ Value make_seq(Run& run, Seq::Type type, std::vector<Value> items) {
     depth = std::max(depth, v.depth());
   }
   const std::size_t bytes = kObject + items.size() * sizeof(Value);
-  return SeqPtr(std::make_shared<Seq>(
-      Seq{type, std::move(items), checked_depth(run, depth), {run, bytes}}));
+  return SeqPtr(
+      std::make_shared<Seq>(Seq{type, std::move(items), checked_depth(run, depth), {run, bytes}}));
 }
 
 Value make_list(Run& run, std::vector<Value> items) {
@@ -97,8 +97,10 @@ Value make_dict(Run& run, std::vector<std::pair<Value, Value>> items) {
     std::string hash = hash_key(run, key);
     d->held.more(kObject + hash.size() + 2 * sizeof(Value));
     const auto [place, added] = d->index.emplace(std::move(hash), d->items.size());
-    if (added) d->items.emplace_back(key, value);
-    else d->items[place->second].second = value;
+    if (added)
+      d->items.emplace_back(key, value);
+    else
+      d->items[place->second].second = value;
   }
   d->depth = checked_depth(run, depth);
   return DictPtr(std::move(d));
@@ -111,15 +113,19 @@ Value make_undefined(Run& run, std::string why) {
 Value from_json(Run& run, const nlohmann::ordered_json& json, int depth) {
   checked_depth(run, depth);  // before recursing, not after
   switch (json.type()) {
-    case nlohmann::json::value_t::null: return None{};
-    case nlohmann::json::value_t::boolean: return json.get<bool>();
-    case nlohmann::json::value_t::number_integer: return json.get<std::int64_t>();
+    case nlohmann::json::value_t::null:
+      return None{};
+    case nlohmann::json::value_t::boolean:
+      return json.get<bool>();
+    case nlohmann::json::value_t::number_integer:
+      return json.get<std::int64_t>();
     case nlohmann::json::value_t::number_unsigned: {
       const auto u = json.get<std::uint64_t>();
       if (u > INT64_MAX) run.fail("the number {} in the messages is beyond 64 bits", u);
       return static_cast<std::int64_t>(u);
     }
-    case nlohmann::json::value_t::number_float: return json.get<double>();
+    case nlohmann::json::value_t::number_float:
+      return json.get<double>();
     case nlohmann::json::value_t::string: {
       return make_str(run, json.get_ref<const std::string&>());
     }
@@ -137,14 +143,15 @@ Value from_json(Run& run, const nlohmann::ordered_json& json, int depth) {
       }
       return make_dict(run, std::move(items));
     }
-    default: run.fail("binary data in the messages");
+    default:
+      run.fail("binary data in the messages");
   }
 }
 
 std::string_view type_name(const Value& v) {
-  static constexpr std::string_view names[] = {
-      "Undefined", "NoneType", "bool",      "int",       "float",       "str",
-      "list",      "dict",     "generator", "Namespace", "LoopContext", "function"};
+  static constexpr std::string_view names[] = {"Undefined", "NoneType",  "bool",        "int",
+                                               "float",     "str",       "list",        "dict",
+                                               "generator", "Namespace", "LoopContext", "function"};
   static constexpr std::string_view seqs[] = {"list",       "tuple",     "range",
                                               "dict_items", "dict_keys", "dict_values"};
   if (v.seq() != nullptr) return seqs[static_cast<int>(v.seq()->type)];

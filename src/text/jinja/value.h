@@ -46,12 +46,15 @@ class Value {
                             GeneratorPtr, NamespacePtr, LoopPtr, CallablePtr>;
   Value() = default;  // undefined
   template <class T>
-    requires(!std::same_as<T, Value> && !std::integral<T> && std::constructible_from<Data, T>)
-  Value(T v) : data_(std::move(v)) {}
+  requires(!std::same_as<T, Value> && !std::integral<T> && std::constructible_from<Data, T>)
+      Value(T v)
+      : data_(std::move(v)) {}
   template <std::integral T>
   Value(T v) {
-    if constexpr (std::same_as<T, bool>) data_ = v;
-    else data_ = static_cast<std::int64_t>(v);
+    if constexpr (std::same_as<T, bool>)
+      data_ = v;
+    else
+      data_ = static_cast<std::int64_t>(v);
   }
 
   template <class T>
@@ -68,8 +71,8 @@ class Value {
   bool undefined() const { return is<Undefined>(); }
   bool number() const { return is<bool>() || is<std::int64_t>() || is<double>(); }
   bool integer() const { return is<bool>() || is<std::int64_t>(); }  // Python: bool is an int
-  std::int64_t as_int() const;    // of integer()
-  double as_double() const;       // of number()
+  std::int64_t as_int() const;                                       // of integer()
+  double as_double() const;                                          // of number()
   bool list() const;
   int depth() const;  // 0: scalar; 1: list of scalars; ...
   const Data& data() const { return data_; }
