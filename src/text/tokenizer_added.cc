@@ -34,7 +34,7 @@ AddedTokens::AddedTokens(std::vector<AddedToken> tokens) : sorted_(std::move(tok
 std::optional<AddedTokens::Hit> AddedTokens::find(std::string_view text, std::size_t from) const {
   for (std::size_t at = from; at < text.size(); ++at) {
     // [lo, hi): the tokens that share the `n` bytes at `at`; the one of length n stands first.
-    auto [lo, hi] = first_[byte(text, at)];
+    auto lo = first_[byte(text, at)].first, hi = first_[byte(text, at)].second;
     const AddedToken* longest = nullptr;
     for (std::size_t n = 1; lo < hi; ++n) {
       if (sorted_[lo].text.size() == n) longest = &sorted_[lo++];
