@@ -32,7 +32,7 @@ class NewDirectory {
   }
   ~NewDirectory() {
     std::error_code ignored;
-    if (!temp_.empty()) fs::remove_all(temp_, ignored);
+    fs::remove_all(temp_, ignored);
   }
   NewDirectory(const NewDirectory&) = delete;
   NewDirectory& operator=(const NewDirectory&) = delete;
@@ -42,7 +42,6 @@ class NewDirectory {
     fs::rename(temp_, target_, error);
     require(!error, "{}: cannot rename {} to it: {}", target_.string(), temp_.string(),
             error.message());
-    temp_.clear();
   }
 
  private:
@@ -103,7 +102,7 @@ class MatrixRun {
   // progress(rows): called after each block.
   template <class F>
   Errors run(SafetensorsWriter& writer, F&& progress) {
-    const std::int64_t part = std::clamp<std::int64_t>((1 << 18) / k_, 1, n_), block = 16 * part;
+    const std::int64_t part = std::max<std::int64_t>(1, (1 << 14) / k_), block = 16 * part;
     if (step_.int4()) {
       const std::int64_t shape[2] = {n_, k_};
       writer.write(shape, sizeof shape);

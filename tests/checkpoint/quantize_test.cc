@@ -22,7 +22,8 @@ using testing::ElementsAre;
 using testing::HasSubstr;
 using testing::UnorderedElementsAre;
 
-constexpr std::int64_t kHidden = 64, kInner = 96, kVocab = 40;
+constexpr std::int64_t kHidden = 64, kInner = 96;
+constexpr std::int64_t kVocab = 4500;  // more rows than are converted at once
 const std::string kLayer = "model.layers.0.";
 
 std::vector<float> gaussian(unsigned seed, std::int64_t n) {
@@ -51,13 +52,13 @@ std::vector<Matrix> linears() {
 // A one-layer Llama as a Hugging Face directory. `damage` may change a tensor's values.
 void write_model(const TempDir& dir, bool tied,
                  const std::function<void(const std::string&, std::vector<float>&)>& damage = {},
-                 bool embedding_f32 = false) {
+                 bool embedding_f32 = false, bool store_head = false) {
   fs::create_directory(dir.path() / "src");
   dir.write("src/config.json",
             fmt::format(
                 R"({{"architectures":["LlamaForCausalLM"],"model_type":"llama","hidden_size":64,
           "intermediate_size":96,"num_hidden_layers":1,"num_attention_heads":2,
-          "num_key_value_heads":1,"vocab_size":40,"max_position_embeddings":128,
+          "num_key_value_heads":1,"vocab_size":4500,"max_position_embeddings":128,
           "rms_norm_eps":1e-05,"tie_word_embeddings":{},"torch_dtype":"bfloat16","my_key":[1,2]}})",
                 tied));
   dir.write("src/generation_config.json", R"({"eos_token_id":3})");
@@ -71,7 +72,7 @@ void write_model(const TempDir& dir, bool tied,
   };
   matrix({"model.embed_tokens.weight", kVocab, kHidden}, embedding_f32);
   for (const Matrix& m : linears()) matrix(m);
-  if (!tied) matrix({"lm_head.weight", kVocab, kHidden});
+  if (!tied || store_head) matrix({"lm_head.weight", kVocab, kHidden});
   file.add(kLayer + "input_layernorm.weight", "F32", {kHidden}, test::raw(gaussian(91, kHidden)));
   file.add(kLayer + "post_attention_layernorm.weight", "BF16", {kHidden},
            test::bfloats(gaussian(92, kHidden)));
@@ -205,7 +206,7 @@ TEST(Quantize, AnyNumberOfThreadsAndShardsGivesTheSameWeights) {
   run(dir, {.group = 32, .threads = 3}, "three");
   EXPECT_EQ(read_file(dir.path() / "one/model.safetensors"),
             read_file(dir.path() / "three/model.safetensors"));
-  run(dir, {.group = 32, .shard_bytes = 4000}, "shards");
+  run(dir, {.group = 32, .shard_bytes = 400'000}, "shards");
   EXPECT_TRUE(fs::exists(dir.path() / "shards/model.safetensors.index.json"));
   const auto one = Checkpoint::open(dir.path() / "one"),
              shards = Checkpoint::open(dir.path() / "shards");
@@ -255,6 +256,15 @@ TEST(Quantize, EmbeddingInInt4) {
   const Json q = config_of(dir.path() / "out")["quantization_config"];
   EXPECT_EQ(q["config_groups"]["group_0"]["targets"], Json::array({"Linear", "Embedding"}));
   EXPECT_EQ(q["ignore"], Json::array({"lm_head"}));  // it has no tensor of its own
+}
+
+TEST(Quantize, AHeadStoredThoughItIsTiedIsLeftOut) {
+  const TempDir dir;
+  write_model(dir, true, {}, false, true);
+  run(dir);
+  const MappedFile file(dir.path() / "out/model.safetensors");
+  for (const StoredTensor& t : parse_safetensors(file.bytes(), "f"))
+    EXPECT_FALSE(t.name.starts_with("lm_head")) << t.name;
 }
 
 TEST(Quantize, PlainValuesTakeTheTypeThatLosesLeast) {
@@ -352,7 +362,7 @@ TEST(Quantize, BadOptionsAreUsageErrors) {
 // What is symmetric INT4 already is not rounded again.
 TEST(Quantize, Int4PassesThroughBitForBit) {
   const TempDir dir;
-  write_model(dir, true);
+  write_model(dir, false);
   const auto open = [&](const std::string& name) { return Checkpoint::open(dir.path() / name); };
   QuantizeOptions o{.group = 64, .method = int4::Method::Search, .keep = "down_proj"};
   run(dir, o, "g64");
