@@ -75,6 +75,7 @@ TEST(Usage, WhatIsImpossibleIsTwo) {
   expect_error(2, {"run", m, "-p", "a", "-n", "-3"}, "--max-tokens");
   expect_error(2, {"run", m, "-p", "a", "--seed", "-1"}, "--seed");
   expect_error(2, {"run", m, "-p", "a", "--seed", "18446744073709551616"}, "--seed");
+  expect_error(2, {"run", m, "-p", "a", "--context", "9223372036854775807"}, "context");
   expect_error(2, {"run", m, "-p", "a", "--temp", "-1"}, "temperature");
   expect_error(2, {"run", m, "-p", "a", "--temp", "nan"}, "temperature");
   expect_error(2, {"run", m, "-p", "a", "--top-p", "2"}, "top_p");
