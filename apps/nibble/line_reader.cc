@@ -23,7 +23,7 @@ struct LineReader::Editor {
     return *self;
   }
   static const char* show_prompt(EditLine* e) { return of(e).prompt; }
-  static unsigned char drop_line(EditLine* e, int) {
+  static unsigned char drop_line(EditLine* e, wint_t) {
     of(e).dropped = true;
     return CC_EOF;
   }
@@ -42,7 +42,8 @@ struct LineReader::Editor {
     el_set(line, EL_SIGNAL, 1);  // gives the terminal back when the process is ended
     // Ctrl-C while editing is a key, so that it drops the line and not the program.
     el_set(line, EL_SETTY, "-d", "-isig", nullptr);
-    el_set(line, EL_ADDFN, "drop-line", "Drop the line", &drop_line);
+    // The wide form: el_set() would copy both strings and never free them.
+    el_wset(line, EL_ADDFN, L"drop-line", L"Drop the line", &drop_line);
     el_set(line, EL_BIND, "^C", "drop-line", nullptr);
   }
   ~Editor() {
@@ -54,8 +55,8 @@ struct LineReader::Editor {
     for (;;) {
       dropped = false;
       int count = 0;
-      el_set(line, EL_PREP_TERM,
-             1);  // before the prompt shows, so that no key is taken as a signal
+      // Before the prompt shows, so that no key is taken as a signal.
+      el_set(line, EL_PREP_TERM, 1);
       const char* text = el_gets(line, &count);
       if (dropped) {
         std::fputs("^C\n", stderr);

@@ -40,8 +40,8 @@ std::optional<AddedTokens::Hit> AddedTokens::find(std::string_view text, std::si
       if (sorted_[lo].text.size() == n) longest = &sorted_[lo++];
       if (at + n == text.size()) break;
       const unsigned char wanted = byte(text, at + n);
-      const auto narrow = [&](std::uint32_t from, auto before) {
-        const auto it = std::partition_point(sorted_.begin() + from, sorted_.begin() + hi, before);
+      const auto narrow = [&](std::uint32_t start, auto before) {
+        const auto it = std::partition_point(sorted_.begin() + start, sorted_.begin() + hi, before);
         return static_cast<std::uint32_t>(it - sorted_.begin());
       };
       lo = narrow(lo, [&](const AddedToken& t) { return byte(t.text, n) < wanted; });
