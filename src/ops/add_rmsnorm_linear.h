@@ -31,8 +31,7 @@ struct AddRmsNormLinearArgs {
   float* normed = nullptr;        // [M, K] or null
   std::int64_t m = 0, k = 0;
   Activations activations = Activations::Int16;
-  std::span<const LinearOutput>
-      outputs;  // 0 to 4, as LinearArgs; 0: residual_out or normed is given
+  std::span<const LinearOutput> outputs = {};  // 0 to 4; with 0, residual_out or normed is given
   Epilogue epilogue = Epilogue::None;
   Plan plan = Plan::Auto;
 };

@@ -78,7 +78,7 @@ Reference reference(const NormalWeight& w, const Inputs& in, ThreadPool& pool) {
 std::string judge(const Reference& ref, const Outputs& got, Row& row) {
   const std::int64_t n = row.shape.n;
   const double norm_rounding = 4e-6;  // of u itself, which every mode computes in fp32
-  row.bound = bound(row.activations, row.shape.type) + norm_rounding;
+  row.bound = bound(row.activations, row.shape.type, row.shape.k) + norm_rounding;
   for (std::size_t i = 0; i < ref.h.size(); ++i) {
     if (!(std::fabs(got.h[i] - ref.h[i]) <= 1e-7 * std::fabs(ref.h[i])))
       return fmt::format("residual_out[{}] is {}, expected {}", i, got.h[i], ref.h[i]);
