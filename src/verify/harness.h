@@ -14,12 +14,12 @@
 
 namespace nibble::verify {
 
-// Error bounds of docs/design.md in units of sum |w x|. Below 64 columns eight bits have too few
+// Error bounds of docs/design.md in units of sum |w x|. Below 128 columns eight bits have too few
 // roundings to average: the bound grows as their mean does.
 inline double bound(Activations a, WeightType t, std::int64_t k) {
   if (a == Activations::Fp32 || !is_quantised(t)) return 1e-5;
   if (a == Activations::Int16) return 2e-4;
-  return 5e-3 * std::sqrt(std::max(1.0, 64.0 / static_cast<double>(k)));
+  return 5e-3 * std::sqrt(std::max(1.0, 128.0 / static_cast<double>(k)));
 }
 
 // Every instruction set of this machine times a few thread counts; [0] is the scalar, one thread.
