@@ -46,7 +46,8 @@ class Checkpoint {
   // A 2-D tensor, [n, k] as expected by the caller; Error when missing or of another shape.
   virtual std::unique_ptr<WeightSource> weight(std::string_view name, std::int64_t n,
                                                std::int64_t k) const = 0;
-  // A 1-D tensor of `size` elements as fp32; Error when missing, of another size or not finite.
+  // A 1-D tensor of `size` elements as fp32, or the taps [n, 1, t] of a depthwise convolution, row
+  // by row; Error when missing, of another size or not finite.
   virtual std::vector<float> vector(std::string_view name, std::int64_t size) const = 0;
   // nullopt: the checkpoint carries none.
   virtual std::optional<TokenizerSpec> tokenizer() const = 0;

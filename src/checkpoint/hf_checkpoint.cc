@@ -159,8 +159,11 @@ class HfCheckpoint : public Checkpoint {
 
   std::vector<float> vector(std::string_view name, std::int64_t size) const override {
     const Part& p = required(name);
-    require(p.tensor.shape == std::vector{size}, "{}: tensor {}: expected [{}], got [{}]",
-            p.file->name(), quote(name), size, fmt::join(p.tensor.shape, ", "));
+    const auto& shape = p.tensor.shape;
+    const bool taps = shape.size() == 3 && shape[1] == 1;  // of a depthwise convolution
+    require(taps ? shape[0] * shape[2] == size : shape == std::vector{size},
+            "{}: tensor {}: expected {} values, got [{}]", p.file->name(), quote(name), size,
+            fmt::join(shape, ", "));
     require(plain_type(p.tensor.dtype).has_value(),
             "{}: tensor {}: values of dtype {} are not supported", p.file->name(), quote(name),
             dtype_name(p.tensor.dtype));

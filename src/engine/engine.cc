@@ -38,6 +38,7 @@ struct Engine::Impl {
   std::unique_ptr<Backend> backend;
   std::unique_ptr<Model> model;
   std::unique_ptr<KvCache> cache;
+  std::unique_ptr<DeltaState> delta;  // null where every layer attends
   std::vector<std::int64_t> lengths;
   EngineMemory memory;
   std::vector<std::int32_t> ids, logits_of;
@@ -59,7 +60,7 @@ Engine::Engine(const Checkpoint& checkpoint, const EngineOptions& options)
   impl_->vocab = c.vocab;
   impl_->context =
       options.context > 0 ? options.context : std::min(c.max_position, kDefaultContext);
-  const KvShape kv{.layers = c.layers,
+  const KvShape kv{.layers = c.attention_layers(),
                    .slots = options.slots,
                    .kv_heads = c.kv_heads,
                    .head_dim = c.head_dim,
@@ -74,6 +75,14 @@ Engine::Engine(const Checkpoint& checkpoint, const EngineOptions& options)
   impl_->backend = make_backend(options.device, options.threads);
   impl_->model = Model::load(checkpoint, *impl_->backend, kPrefillChunk, options.progress);
   impl_->cache = impl_->backend->make_kv_cache(kv);
+  if (c.hybrid())
+    impl_->delta = impl_->backend->make_delta_state({.layers = c.layers - c.attention_layers(),
+                                                     .slots = options.slots,
+                                                     .key_heads = c.delta.key_heads,
+                                                     .value_heads = c.delta.value_heads,
+                                                     .key_dim = c.delta.key_dim,
+                                                     .value_dim = c.delta.value_dim,
+                                                     .conv_kernel = c.delta.conv_kernel});
   impl_->lengths.assign(static_cast<std::size_t>(options.slots), 0);
   impl_->memory = {
       .weights = impl_->model->weight_bytes(),
@@ -125,6 +134,7 @@ std::span<const float> Engine::forward(std::span<const Input> inputs) {
                     .logits_of = e.logits_of,
                     .logits = reinterpret_cast<float*>(e.logits.get()),
                     .cache = e.cache.get(),
+                    .delta = e.delta.get(),
                     .activations = e.options.activations,
                     .check_finite = e.options.check_finite});
   for (const Input& in : inputs)

@@ -64,8 +64,8 @@ Result feed(cpu::CpuBackend& b, const Case& c, std::int64_t chunk, std::int64_t 
       for (std::int64_t h = 0; h < c.heads; ++h) {
         std::vector<double> want(static_cast<std::size_t>(c.head_dim));
         rope_reference(q.data() + (p + i) * qw + h * c.head_dim, c.head_dim,
-                       c.norm ? norm.data() : nullptr, 1e-6, cs.data() + (p + i) * rotary, rotary,
-                       want.data());
+                       c.norm ? norm.data() : nullptr, false, 1e-6, cs.data() + (p + i) * rotary,
+                       rotary, want.data());
         for (std::int64_t d = 0; d < c.head_dim; ++d)
           EXPECT_NEAR(q_out.data()[i * qw + h * c.head_dim + d], want[static_cast<std::size_t>(d)],
                       2e-5);

@@ -70,11 +70,18 @@ void CpuBackend::download(void* host, const void* device, std::size_t bytes) {
   std::memcpy(host, device, bytes);
 }
 
-std::unique_ptr<Weight> CpuBackend::pack(const WeightSource& source, int pieces) {
-  return std::make_unique<PackedWeight>(source, pieces, kernels_, pool_);
+std::unique_ptr<Weight> CpuBackend::pack(const WeightSource& source, int pieces,
+                                         std::int64_t stack) {
+  return std::make_unique<PackedWeight>(source, pieces, stack, kernels_, pool_);
 }
 std::unique_ptr<KvCache> CpuBackend::make_kv_cache(const KvShape& shape) {
   return std::make_unique<CpuKvCache>(shape);
+}
+
+float* CpuBackend::scratch(int thread, std::int64_t n) {
+  std::vector<float>& s = scratch_[static_cast<std::size_t>(thread)];
+  if (s.size() < static_cast<std::size_t>(n)) s.resize(static_cast<std::size_t>(n));
+  return s.data();
 }
 
 void CpuBackend::gather(const float* src, const std::int32_t* rows, std::int64_t m,
@@ -180,10 +187,9 @@ void CpuBackend::add_rmsnorm_linear(const AddRmsNormLinearArgs& a) {
   check(a);
   const float offset = a.unit_offset ? 1.0f : 0.0f;
   run_linear(a.m, a.k, a.activations, a.outputs, a.epilogue, [&](int thread, std::int64_t i) {
-    std::vector<float>& u = scratch_[static_cast<std::size_t>(thread)];
-    if (u.size() < static_cast<std::size_t>(a.k)) u.resize(static_cast<std::size_t>(a.k));
+    float* u = scratch(thread, a.k);
     const float* delta = a.delta != nullptr ? a.delta + i * a.k : nullptr;
-    kernels_.add_rmsnorm(a.residual + i * a.k, delta, a.weight, offset, a.eps, a.k, u.data());
+    kernels_.add_rmsnorm(a.residual + i * a.k, delta, a.weight, offset, a.eps, a.k, u);
     // Each element of the outputs is written by one thread: a slice of the row where every thread
     // prepares it, the whole row where one does.
     const bool shared = a.m <= kOwnRows;
@@ -193,8 +199,19 @@ void CpuBackend::add_rmsnorm_linear(const AddRmsNormLinearArgs& a) {
       kernels_.add(a.residual + at, delta != nullptr ? a.delta + at : nullptr, n,
                    a.residual_out + at);
     if (a.normed != nullptr)
-      std::memcpy(a.normed + at, u.data() + p.begin, static_cast<std::size_t>(n) * sizeof(float));
-    return static_cast<const float*>(u.data());
+      std::memcpy(a.normed + at, u + p.begin, static_cast<std::size_t>(n) * sizeof(float));
+    return static_cast<const float*>(u);
+  });
+}
+
+void CpuBackend::gated_rmsnorm_linear(const GatedRmsNormLinearArgs& a) {
+  check(a);
+  const std::int64_t k = a.heads * a.dim;
+  run_linear(a.m, k, a.activations, a.outputs, Epilogue::None, [&](int thread, std::int64_t i) {
+    float* u = scratch(thread, k);
+    for (std::int64_t c = 0; c < k; c += a.dim)
+      kernels_.gated_rmsnorm(a.o + i * k + c, a.z + i * k + c, a.weight, a.eps, a.dim, u + c);
+    return static_cast<const float*>(u);
   });
 }
 
@@ -202,24 +219,24 @@ void CpuBackend::rope_cache(const RopeCacheArgs& a) {
   check(a);
   auto& cache = static_cast<CpuKvCache&>(*a.cache);
   const KvShape& s = cache.shape();
-  const std::int64_t hd = s.head_dim, heads = a.heads + s.kv_heads, stride = cache.stride();
+  const std::int64_t hd = s.head_dim, heads = a.heads + s.kv_heads, stride = cache.stride(),
+                     q_pitch = a.q_pitch > 0 ? a.q_pitch : hd;
+  const float offset = a.unit_offset ? 1.0f : 0.0f;
   pool_.run([&](int thread) {
-    std::vector<float>& buffer = scratch_[static_cast<std::size_t>(thread)];
-    if (buffer.size() < static_cast<std::size_t>(2 * stride))
-      buffer.resize(static_cast<std::size_t>(2 * stride));
-    float *k = buffer.data(), *v = k + stride;
+    float *k = scratch(thread, 2 * stride), *v = k + stride;
     const Part p = part(a.m * heads, thread, pool_.size());
     for (std::int64_t task = p.begin; task < p.end; ++task) {
       const std::int64_t i = task / heads, h = task % heads;
       const float* cos_sin = a.cos_sin + i * a.rotary;
       if (h < a.heads) {
-        const std::int64_t at = (i * a.heads + h) * hd;
-        kernels_.rope(a.q + at, hd, a.q_norm, a.eps, cos_sin, a.rotary, a.q_out + at);
+        const std::int64_t at = i * a.heads + h;
+        kernels_.rope(a.q + at * q_pitch, hd, a.q_norm, offset, a.eps, cos_sin, a.rotary,
+                      a.q_out + at * hd);
         continue;
       }
       const std::int64_t head = h - a.heads, at = (i * s.kv_heads + head) * hd;
-      std::fill(buffer.begin(), buffer.begin() + 2 * stride, 0.0f);
-      kernels_.rope(a.k + at, hd, a.k_norm, a.eps, cos_sin, a.rotary, k);
+      std::fill_n(k, 2 * stride, 0.0f);
+      kernels_.rope(a.k + at, hd, a.k_norm, offset, a.eps, cos_sin, a.rotary, k);
       std::copy_n(a.v + at, hd, v);
       cache.write(kernels_, a.layer, a.rows[i].slot, head, a.rows[i].position, k, v);
     }
@@ -263,16 +280,14 @@ void CpuBackend::attention(const AttentionArgs& a) {
     next = 0;
   }
   pool_.run([&](int thread) {
-    std::vector<float>& own = scratch_[static_cast<std::size_t>(thread)];
-    if (!spread && own.size() < static_cast<std::size_t>(splits * pitch))
-      own.resize(static_cast<std::size_t>(splits * pitch));
+    float* own = spread ? nullptr : scratch(thread, splits * pitch);
     for (std::int64_t t; (t = next.fetch_add(1)) < heads;) {
       const std::int64_t i = t / a.heads, h = t % a.heads;
-      const float* parts = spread ? partials_.data() + t * splits * pitch : own.data();
+      const float* parts = spread ? partials_.data() + t * splits * pitch : own;
       if (!spread)
-        for (std::int64_t sp = 0; sp < row_splits(i); ++sp)
-          attend(i, h, sp, own.data() + sp * pitch);
-      kernels_.combine(parts, row_splits(i), pitch, hd, a.out + t * hd);
+        for (std::int64_t sp = 0; sp < row_splits(i); ++sp) attend(i, h, sp, own + sp * pitch);
+      const float* gate = a.gate != nullptr ? a.gate + t * a.gate_pitch : nullptr;
+      kernels_.combine(parts, row_splits(i), pitch, hd, gate, a.out + t * hd);
     }
   });
 }

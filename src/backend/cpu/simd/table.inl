@@ -19,8 +19,12 @@ constexpr void fill(Kernels& k) {
 }
 
 constexpr Kernels make_table(const char* name) {
-  Kernels k{name, {},        prepare, add_rmsnorm, add,    swiglu,
-            rope, attention, combine, to_int16,    to_half};
+  Kernels k{};
+  k.name = name, k.prepare = prepare, k.add_rmsnorm = add_rmsnorm, k.add = add, k.swiglu = swiglu,
+  k.rope = rope, k.attention = attention, k.combine = combine, k.to_int16 = to_int16,
+  k.to_half = to_half;
+  k.conv = conv, k.unit_qk = unit_qk, k.delta_gates = delta_gates, k.delta_rule = delta_rule,
+  k.gated_rmsnorm = gated_rmsnorm;
   fill<WeightType::Int4>(k);
   fill<WeightType::Int4Aff>(k);
   fill<WeightType::Int8>(k);
