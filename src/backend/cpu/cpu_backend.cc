@@ -8,25 +8,39 @@ namespace nibble::cpu {
 // Prepared input rows, grown on demand and kept.
 struct CpuBackend::Rows {
   std::vector<XRow> rows;
-  std::vector<float> f, fsum, scale, normed;
+  std::vector<float> f, sum, scale;
   std::vector<std::int8_t> lo, hi;
   std::vector<std::int16_t> q;
-  std::vector<std::int32_t> qsum;
+  std::vector<std::int32_t> minus8;
 
   void resize(std::int64_t m, const KPlan& p, bool fixed, bool plain) {
     const auto grow = [](auto& v, std::int64_t n) {
       if (v.size() < static_cast<std::size_t>(n)) v.resize(static_cast<std::size_t>(n));
     };
     const std::int64_t k = p.padded_k, chunks = k / kChunk;
-    if (plain) grow(f, m * k), grow(fsum, m * chunks);
+    grow(sum, m * chunks);
+    if (plain) grow(f, m * k);
     if (fixed)
-      grow(lo, m * k), grow(hi, m * k), grow(q, m * k), grow(qsum, m * chunks),
+      grow(lo, m * k), grow(hi, m * k), grow(q, m * k), grow(minus8, m * chunks),
           grow(scale, m * p.blocks);
     grow(rows, m);
-    for (std::int64_t i = 0; i < m; ++i)
+    for (std::int64_t i = 0; i < m; ++i) {
+      // Row i of a full block of eight starts its words i % 8 after the block's first.
+      const bool block = stride(i, m) != 1;
+      const std::int64_t first = block ? i / kMaxRows * kMaxRows : i, lane = i - first;
       rows[static_cast<std::size_t>(i)] = {
-          f.data() + i * k, fsum.data() + i * chunks, lo.data() + i * k,          hi.data() + i * k,
-          q.data() + i * k, qsum.data() + i * chunks, scale.data() + i * p.blocks};
+          f.data() + i * k,
+          lo.data() + first * k + lane * 4,
+          hi.data() + i * k,
+          q.data() + first * k + lane * 2,
+          minus8.data() + first * chunks + lane,
+          scale.data() + first * p.blocks + lane,
+          sum.data() + (fixed ? first : i) * chunks + (fixed ? lane : 0)};
+    }
+  }
+  // Between the words of row i of m.
+  static int stride(std::int64_t i, std::int64_t m) {
+    return m - i / kMaxRows * kMaxRows >= kMaxRows ? kWordStride<kMaxRows> : 1;
   }
 };
 
@@ -127,7 +141,7 @@ void CpuBackend::multiply(const Rows& rows, std::int64_t m, std::span<const Line
       const std::int64_t tile = t - first,
                          columns = std::min<std::int64_t>(kTile, n - tile * kTile);
       for (std::int64_t row = 0; row < m;) {
-        const int which = m - row >= 4 ? 2 : m - row >= 2 ? 1 : 0;
+        const int which = m - row >= 8 ? 3 : m - row >= 4 ? 2 : m - row >= 2 ? 1 : 0;
         run(o, tile, row, which, y);
         if (swiglu) {
           run(outputs[1], tile, row, which, up);
@@ -157,7 +171,7 @@ void CpuBackend::run_linear(std::int64_t m, std::int64_t k, Activations activati
   const auto row = [&](Rows& rows, int thread, std::int64_t i) {
     const float* x = prepare(thread, i);
     kernels_.prepare(x, k, plan.block_chunk.data(), plan.blocks, activations, fixed, plain,
-                     rows.rows[static_cast<std::size_t>(i)]);
+                     Rows::stride(i, m), rows.rows[static_cast<std::size_t>(i)]);
   };
   if (m <= kOwnRows) {
     pool_.run([&](int thread) {

@@ -11,18 +11,26 @@
 namespace nibble::cpu {
 
 inline constexpr int kTile = 16;    // rows of W side by side in one vector
-inline constexpr int kMaxRows = 4;  // rows of x a tile kernel takes at once
+inline constexpr int kMaxRows = 8;  // rows of x a tile kernel takes at once
 
-// One input row, prepared once: in fp32, or in fixed point as two signed-byte limbs
-// (q = 256 hi + lo; int8 has lo only), padded with zeros to whole chunks.
+// Eight rows of x in fixed point lie interleaved, so that a kernel needs one pointer and not
+// eight: 32-bit word w of row m is word 8 w + m. Fewer rows lie one after the other.
+template <int Rows>
+inline constexpr int kWordStride = Rows == kMaxRows ? kMaxRows : 1;
+
+// One input row, prepared once: in fp32, or in fixed point, padded with zeros to whole chunks.
+// Fixed point is there twice, because one row of x wants bytes and several want 16 bits: as two
+// signed-byte limbs (q = 256 hi + lo; int8 has lo only), and as q itself, whose eight columns
+// 0..7 lie in the order 0 2 4 6 1 3 5 7: a code vector shifted by 0, 4, 8 and 12 bits and cut to
+// 4 bits in its 16-bit lanes holds columns (0 2), (4 6), (1 3) and (5 7) of a row in 32 bits.
 struct XRow {
-  float* f = nullptr;            // [padded K]
-  float* fsum = nullptr;         // [chunks] sum of f over a chunk
-  std::int8_t* lo = nullptr;     // [padded K]
-  std::int8_t* hi = nullptr;     // [padded K]
-  std::int16_t* q = nullptr;     // [padded K]
-  std::int32_t* qsum = nullptr;  // [chunks] sum of q over a chunk
-  float* scale = nullptr;        // [blocks]
+  float* f = nullptr;              // [padded K]
+  std::int8_t* lo = nullptr;       // [padded K]
+  std::int8_t* hi = nullptr;       // [padded K]
+  std::int16_t* q = nullptr;       // [padded K], in pairs
+  std::int32_t* minus8 = nullptr;  // [chunks] -8 times the sum of q over a chunk
+  float* scale = nullptr;          // [blocks]
+  float* sum = nullptr;            // [chunks] sum of the chunk's x, as rounded
 };
 
 // A packed matrix: tiles of 16 rows; in a tile, chunks of 32 columns; a chunk holds
@@ -82,11 +90,13 @@ struct DeltaTask {
 
 struct Kernels {
   const char* name;
-  TileFn tile[6][3][3];  // [WeightType][Activations][rows: 1, 2, 4]
+  TileFn tile[6][3][4];  // [WeightType][Activations][rows: 1, 2, 4, 8]
 
-  // Rounds row x [k] as `plan` blocks it; `fixed`: int16 or int8 limbs; `plain`: fp32 copy.
+  // Rounds row x [k] as `plan` blocks it; `fixed`: integers, their words `stride` apart; `plain`:
+  // fp32 copy.
   void (*prepare)(const float* x, std::int64_t k, const std::int32_t* block_chunk,
-                  std::int32_t blocks, Activations a, bool fixed, bool plain, const XRow& out);
+                  std::int32_t blocks, Activations a, bool fixed, bool plain, int stride,
+                  const XRow& out);
   // u = (residual + delta) * rsqrt(mean + eps) * (offset + weight); delta may be null. u: [k].
   void (*add_rmsnorm)(const float* residual, const float* delta, const float* weight, float offset,
                       float eps, std::int64_t k, float* u);

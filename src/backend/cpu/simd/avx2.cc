@@ -1,5 +1,6 @@
-// The kernels are written over the vector header: it comes first.
+// In the order of what they need.
 // clang-format off
+#include "backend/cpu/simd/words.inl"
 #include "backend/cpu/simd/avx2.h"
 #include "backend/cpu/simd/linear.inl"
 #include "backend/cpu/simd/rowwise.inl"

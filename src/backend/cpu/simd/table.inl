@@ -3,8 +3,8 @@ namespace nibble::cpu {
 namespace {
 
 template <WeightType T, Activations A>
-constexpr void fill(TileFn (&row)[3]) {
-  row[0] = tile<T, A, 1>, row[1] = tile<T, A, 2>, row[2] = tile<T, A, 4>;
+constexpr void fill(TileFn (&row)[4]) {
+  row[0] = tile<T, A, 1>, row[1] = tile<T, A, 2>, row[2] = tile<T, A, 4>, row[3] = tile<T, A, 8>;
 }
 template <WeightType T>
 constexpr void fill(Kernels& k) {
