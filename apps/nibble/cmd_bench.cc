@@ -47,6 +47,7 @@ class Bench {
 
   Row run(const Test& t, int repeat, Progress& progress) {
     fill(t.depth);
+    engine_.checkpoint(0);
     double sum = 0, squares = 0;
     for (int i = -1; i < repeat; ++i) {  // the first run warms up
       engine_.truncate(0, t.depth);
@@ -107,6 +108,7 @@ class Bench {
     for (std::int64_t at = t.depth; at < t.depth + t.tokens;) {
       at = t.decode ? at + 1 : chunk_end(at, t.depth + t.tokens, Engine::kPrefillChunk);
       bytes += static_cast<double>(memory.weights_per_token) +
+               2 * static_cast<double>(memory.state_per_step) +
                static_cast<double>(at) * static_cast<double>(memory.kv_per_position);
     }
     return bytes / static_cast<double>(t.tokens);

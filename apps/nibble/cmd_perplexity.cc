@@ -12,19 +12,39 @@ struct Options {
   ModelFlags model;
   std::string text;
   std::int64_t window = 512, windows = 0;
-  bool json = false;
+  bool documents = false, json = false;
 };
+
+// Each line of the text is a document; the model's BOS (else its first EOS) goes before each.
+std::vector<std::int32_t> document_ids(const std::string& text, const Tokenizer& tokenizer,
+                                       const GenerationConfig& g) {
+  require(g.bos >= 0 || !g.eos.empty(), "--documents: the model names no token to begin them with");
+  const std::int32_t begin = g.bos >= 0 ? g.bos : g.eos.front();
+  std::vector<std::int32_t> ids;
+  for (std::size_t at = 0; at < text.size();) {
+    const std::size_t end = std::min(text.find('\n', at), text.size());
+    if (end > at) {
+      ids.push_back(begin);
+      const auto line = tokenizer.encode(text.substr(at, end - at), false, false);
+      ids.insert(ids.end(), line.begin(), line.end());
+    }
+    at = end + 1;
+  }
+  return ids;
+}
 
 void perplexity_of(const Options& o) {
   const std::string text = read_text(o.text);
   const auto checkpoint = open_model(o.model);
   const auto spec = checkpoint->tokenizer();
   const Tokenizer tokenizer = load_tokenizer(*checkpoint, o.model);
-  const auto ids = tokenizer.encode(text, false, true);
+  const auto ids = o.documents ? document_ids(text, tokenizer, checkpoint->generation())
+                               : tokenizer.encode(text, false, true);
   PerplexityOptions options;
+  options.score_all = o.documents;
   options.window = o.window;
   options.windows = o.windows;
-  if (!spec->prefix_ids.empty()) options.bos = spec->prefix_ids.front();
+  if (!spec->prefix_ids.empty() && !o.documents) options.bos = spec->prefix_ids.front();
   const auto engine = load_engine(*checkpoint, o.model, o.window);
   EngineStepper stepper(*engine);
   Perplexity p;
@@ -63,6 +83,9 @@ void add_perplexity(CLI::App& app) {
   cmd->add_option("--windows", o->windows, "Stop after this many windows; 0: all")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
+  cmd->add_flag(
+      "--documents", o->documents,
+      "Each line is a document and begins with the model's BOS; all of a window is scored");
   add_device(*cmd, o->model);
   add_threads(*cmd, o->model.threads);
   cmd->add_flag("--json", o->json, "Print a JSON object: perplexity, stderr, windows, ...");

@@ -14,7 +14,9 @@
 #include "ops/attention.h"
 #include "ops/delta_net.h"
 #include "ops/embedding.h"
+#include "ops/experts.h"
 #include "ops/gated_rmsnorm_linear.h"
+#include "ops/router.h"
 
 namespace nibble {
 
@@ -52,6 +54,8 @@ class Backend {
   virtual void causal_conv(const CausalConvArgs& a) = 0;
   virtual void delta_rule(const DeltaRuleArgs& a) = 0;
   virtual void gated_rmsnorm_linear(const GatedRmsNormLinearArgs& a) = 0;
+  virtual void router(const RouterArgs& a) = 0;
+  virtual void experts(const ExpertsArgs& a) = 0;
 };
 
 // device: "cpu" (others: Error naming those built). threads: 0 = every core this process may use.

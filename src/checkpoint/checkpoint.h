@@ -25,6 +25,12 @@ struct TensorInfo {
   std::string note;         // e.g. "requantised to int4 group 32 at load"; usually empty
 };
 
+// Tensors that are no part of the text decoder, left out of everything.
+struct SkippedTensors {
+  std::string what;  // "vision", "multi-token prediction"
+  std::uint64_t tensors = 0, parameters = 0, bytes = 0;
+};
+
 struct OpenOptions {
   // GGUF Q5_1, Q5_K and Q6_K fit no kernel: requantised to int8 group 32, or with this rounded to
   // fp16. (The other types run exactly as stored, Q5_0 as int8 and Q4_K as affine int4.)
@@ -54,6 +60,7 @@ class Checkpoint {
   virtual std::optional<std::string> chat_template() const = 0;
   // Lines a user should see (requantised tensors and the like).
   virtual std::vector<std::string> notices() const = 0;
+  virtual std::vector<SkippedTensors> skipped() const { return {}; }
 };
 
 }  // namespace nibble

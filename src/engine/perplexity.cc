@@ -26,7 +26,7 @@ Perplexity perplexity(Stepper& stepper, std::span<const std::int32_t> ids,
           "smaller --window",
           ids.size(), window);
   const std::int64_t windows = options.windows == 0 ? all : std::min(all, options.windows);
-  const std::int64_t first = window / 2;
+  const std::int64_t first = options.score_all ? 0 : window / 2;
 
   double sum = 0, squares = 0;
   std::int64_t scored = 0;

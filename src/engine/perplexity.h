@@ -15,6 +15,7 @@ struct PerplexityOptions {
   std::int64_t window = 512;        // at least 4
   std::int64_t windows = 0;         // 0: all that fit
   std::optional<std::int32_t> bos;  // replaces the first token of every window
+  bool score_all = false;           // every token of a window but the first, not its second half
   // Called after each window with windows done, windows in all and the perplexity so far.
   std::function<void(std::int64_t, std::int64_t, double)> progress;
 };

@@ -68,7 +68,7 @@ class Decoder final : public Model {
       const bool attends = !c_.hybrid() || c_.attends[static_cast<std::size_t>(i)];
       layers_.push_back(attends ? load_attention(l, i, attention++)
                                 : load_delta_net(l, i, delta_nets++));
-      layers_.push_back(load_mlp(l, i));
+      layers_.push_back(c_.moe.experts > 0 ? load_moe(l, i) : load_mlp(l, i));
     }
     h_[0] = l.scratch("h", c_.hidden), h_[1] = l.scratch("h'", c_.hidden);
     delta_ = l.scratch("delta", c_.hidden), rope_ = l.scratch("rope", c_.rotary_dims());

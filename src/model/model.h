@@ -16,9 +16,9 @@ struct ForwardArgs {
   std::span<const std::int32_t> logits_of;  // ascending indices of rows whose logits are wanted
   float* logits = nullptr;                  // backend memory [logits_of.size(), vocab]
   KvCache* cache = nullptr;                 // of the layers that attend
-  DeltaState* delta = nullptr;              // of those that do not; null where all do
   Activations activations = Activations::Int16;
-  bool check_finite = false;  // throw at the first operation with a NaN or Inf
+  bool check_finite = false;    // throw at the first operation with a NaN or Inf
+  DeltaState* delta = nullptr;  // of the layers that do not attend; null where all do
 };
 
 class Model {

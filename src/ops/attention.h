@@ -47,6 +47,8 @@ class KvCache {
   // One head's key and value at a position as fp32 [head_dim] each (host memory; for tests).
   virtual void read(std::int64_t layer, std::int64_t slot, std::int64_t head, std::int64_t position,
                     float* k, float* v) const = 0;
+  // The first n positions of slot `from`, all layers -> slot `to`.
+  virtual void copy(std::int64_t from, std::int64_t to, std::int64_t n) = 0;
 
  protected:
   explicit KvCache(const KvShape& s) : shape_(s) {}

@@ -13,7 +13,8 @@ struct CpuBackend::Rows {
   std::vector<std::int16_t> q;
   std::vector<std::int32_t> minus8;
 
-  void resize(std::int64_t m, const KPlan& p, bool fixed, bool plain) {
+  // single: every row's words one after the other, those of full blocks of eight too.
+  void resize(std::int64_t m, const KPlan& p, bool fixed, bool plain, bool single = false) {
     const auto grow = [](auto& v, std::int64_t n) {
       if (v.size() < static_cast<std::size_t>(n)) v.resize(static_cast<std::size_t>(n));
     };
@@ -26,7 +27,7 @@ struct CpuBackend::Rows {
     grow(rows, m);
     for (std::int64_t i = 0; i < m; ++i) {
       // Row i of a full block of eight starts its words i % 8 after the block's first.
-      const bool block = stride(i, m) != 1;
+      const bool block = !single && stride(i, m) != 1;
       const std::int64_t first = block ? i / kMaxRows * kMaxRows : i, lane = i - first;
       rows[static_cast<std::size_t>(i)] = {
           f.data() + i * k,
@@ -65,6 +66,7 @@ constexpr std::int64_t kOwnRows = 8;
 CpuBackend::CpuBackend(int threads, Isa isa)
     : pool_(threads), kernels_(kernels(isa)), scratch_(static_cast<std::size_t>(pool_.size())) {
   for (int t = 0; t < pool_.size(); ++t) rows_.push_back(std::make_unique<Rows>());
+  for (auto& rows : expert_rows_) rows = std::make_unique<Rows>();
 }
 CpuBackend::~CpuBackend() = default;
 
@@ -96,6 +98,12 @@ float* CpuBackend::scratch(int thread, std::int64_t n) {
   std::vector<float>& s = scratch_[static_cast<std::size_t>(thread)];
   if (s.size() < static_cast<std::size_t>(n)) s.resize(static_cast<std::size_t>(n));
   return s.data();
+}
+
+XRow* CpuBackend::single_rows(int set, std::int64_t m, const KPlan& plan, bool fixed, bool plain) {
+  Rows& rows = *expert_rows_[set];
+  rows.resize(m, plan, fixed, plain, true);
+  return rows.rows.data();
 }
 
 void CpuBackend::gather(const float* src, const std::int32_t* rows, std::int64_t m,

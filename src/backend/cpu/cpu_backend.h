@@ -52,6 +52,7 @@ class CpuKvCache final : public KvCache {
   explicit CpuKvCache(const KvShape& s);
   void read(std::int64_t layer, std::int64_t slot, std::int64_t head, std::int64_t position,
             float* k, float* v) const override;
+  void copy(std::int64_t from, std::int64_t to, std::int64_t n) override;
   // k, v: [stride()], zeros past head_dim. Rounds them to the cache's type.
   void write(const Kernels& kernels, std::int64_t layer, std::int64_t slot, std::int64_t head,
              std::int64_t position, const float* k, const float* v);
@@ -117,11 +118,15 @@ class CpuBackend final : public Backend {
   void causal_conv(const CausalConvArgs& a) override;
   void delta_rule(const DeltaRuleArgs& a) override;
   void gated_rmsnorm_linear(const GatedRmsNormLinearArgs& a) override;
+  void router(const RouterArgs& a) override;
+  void experts(const ExpertsArgs& a) override;
 
  private:
   struct Rows;
   // At least n floats of the thread's own.
   float* scratch(int thread, std::int64_t n);
+  // m rows to prepare whose words lie one after the other; set 0 or 1.
+  XRow* single_rows(int set, std::int64_t m, const KPlan& plan, bool fixed, bool plain);
   void multiply(const Rows& rows, std::int64_t m, std::span<const LinearOutput> outputs,
                 Epilogue epilogue, Activations activations, int thread) const;
   template <class Prepare>
@@ -133,6 +138,8 @@ class CpuBackend final : public Backend {
   std::vector<std::unique_ptr<Rows>> rows_;  // per thread; [0] also serves shared preparation
   std::vector<std::vector<float>> scratch_;  // per thread
   std::vector<float> partials_;              // attention splits
+  std::unique_ptr<Rows> expert_rows_[2];
+  std::vector<float> experts_act_;
 };
 
 }  // namespace nibble::cpu

@@ -54,6 +54,9 @@ struct TileWeight {
 // out[m][16] = rows of tile `tile` times x[m], m < rows.
 using TileFn = void (*)(const TileWeight& w, std::int64_t tile, const XRow* x, float* out);
 
+// The same before pieces are added: row m's at out[m] [pieces][16].
+using PiecesFn = void (*)(const TileWeight& w, std::int64_t tile, const XRow* x, float* const* out);
+
 struct AttentionTask {
   const float* q;                      // [head_dim]
   const void* keys;                    // [positions / 16][head_dim][16]
@@ -126,6 +129,14 @@ struct Kernels {
   // One head: u = o * rsqrt(mean(o^2) + eps) * weight * silu(z).
   void (*gated_rmsnorm)(const float* o, const float* z, const float* weight, float eps,
                         std::int64_t dim, float* u);
+
+  // Mixture of experts (ops/router.h, ops/experts.h). pieces: x in words one after the other.
+  PiecesFn pieces[6][3][3];  // [WeightType][Activations][rows: 1, 2, 4]
+  // parts [slots][pieces][16] -> 16 outputs: weighted sums in the order of slots, then the tree.
+  void (*mix)(const float* parts, const float* weights, std::int64_t slots, int pieces, float* out);
+  float (*sigmoid)(float x);
+  void (*top_k)(const float* logits, std::int64_t experts, std::int64_t k, std::int32_t* ids,
+                float* weights);
 };
 
 enum class Isa : std::uint8_t { Scalar, Avx2, Avx512Vnni };

@@ -6,6 +6,7 @@
 #include "backend/cpu/simd/rowwise.inl"
 #include "backend/cpu/simd/attention.inl"
 #include "backend/cpu/simd/delta_net.inl"
+#include "backend/cpu/simd/moe.inl"
 #include "backend/cpu/simd/table.inl"
 // clang-format on
 
