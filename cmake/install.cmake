@@ -4,6 +4,7 @@ include(CMakePackageConfigHelpers)
 include(GNUInstallDirs)
 
 set(objects)
+list(REMOVE_ITEM NIBBLE_MODULES nibble_verify)  # the harness is no part of the library
 foreach(module ${NIBBLE_MODULES})
   get_target_property(type ${module} TYPE)
   if(type STREQUAL "STATIC_LIBRARY")

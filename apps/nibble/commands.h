@@ -14,5 +14,6 @@ void add_inspect(CLI::App& app);
 void add_tokenize(CLI::App& app);
 void add_template(CLI::App& app);
 void add_bench(CLI::App& app);
+void add_verify(CLI::App& app);
 
 }  // namespace nibble::cli

@@ -57,6 +57,7 @@ int dispatch(int argc, char** argv) {
   add_tokenize(app);
   add_template(app);
   add_bench(app);
+  add_verify(app);
   try {
     app.parse(argc, argv);
     const Choice choice = chosen(app);

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "backend/backend.h"
+#include "commit.h"
 #include "nibble/nibble.hpp"
 
 namespace nibble::cli {
@@ -33,14 +34,16 @@ std::vector<std::string> cpu_features() {
 
 }  // namespace
 
+std::string commit() { return NIBBLE_COMMIT; }
+
 std::string version_text() {
 #if defined(__clang__)
   const std::string compiler = fmt::format("clang {}", __clang_version__);
 #else
   const std::string compiler = fmt::format("gcc {}", __VERSION__);
 #endif
-  return fmt::format("nibble {}\ncompiler {}\nbuild {}\ncpu {}\nbackends {}", version(), compiler,
-                     NIBBLE_BUILD_TYPE, fmt::join(cpu_features(), " "),
+  return fmt::format("nibble {}\ncommit {}\ncompiler {}\nbuild {}\ncpu {}\nbackends {}", version(),
+                     commit(), compiler, NIBBLE_BUILD_TYPE, fmt::join(cpu_features(), " "),
                      fmt::join(backend_names(), " "));
 }
 

@@ -20,7 +20,7 @@ namespace {
 // models order value heads, and the columns that meet them, in their own way.
 struct RowOrder {
   std::int64_t head_dim = 0;  // 0: not so
-  HeadOrder heads, columns;
+  HeadOrder heads = {}, columns = {};
   std::int64_t stored(std::int64_t row) const {
     if (head_dim == 0) return heads.stored(row);
     const std::int64_t in_head = row % head_dim, half = head_dim / 2;
@@ -173,7 +173,7 @@ class GgufCheckpoint : public Checkpoint {
     const bool taps = t.rank == 3 && t.shape[1] == 1;  // of a depthwise convolution
     const std::int64_t width = taps ? t.shape[2] : 1;
     require((taps || t.rank == 1) && t.shape[0] * width == size,
-            "{}: tensor {}: expected {} values, got [{}]", file_->name(), quote(t.name), size,
+            "{}: tensor {}: expected [{}], got [{}]", file_->name(), quote(t.name), size,
             fmt::join(t.shape.begin(), t.shape.begin() + t.rank, ", "));
     std::vector<float> stored(static_cast<std::size_t>(size)), v(stored.size());
     decode_blocks(*t.type, t.data.data(), size / t.type->values, stored.data());

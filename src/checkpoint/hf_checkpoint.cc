@@ -164,7 +164,7 @@ class HfCheckpoint : public Checkpoint {
     const auto& shape = p.tensor.shape;
     const bool taps = shape.size() == 3 && shape[1] == 1;  // of a depthwise convolution
     require(taps ? shape[0] * shape[2] == size : shape == std::vector{size},
-            "{}: tensor {}: expected {} values, got [{}]", p.file->name(), quote(name), size,
+            "{}: tensor {}: expected [{}], got [{}]", p.file->name(), quote(name), size,
             fmt::join(shape, ", "));
     require(plain_type(p.tensor.dtype).has_value(),
             "{}: tensor {}: values of dtype {} are not supported", p.file->name(), quote(name),

@@ -9,7 +9,16 @@ void check(const AddRmsNormLinearArgs& a) {
   require(a.residual != nullptr && a.weight != nullptr,
           "[add_rmsnorm_linear] expected residual and norm weight, got null");
   require(a.eps >= 0, "[add_rmsnorm_linear] expected eps >= 0, got {}", a.eps);
-  check(LinearArgs{a.residual, a.m, a.k, a.activations, a.outputs, a.epilogue});
+  if (a.outputs.empty()) {
+    require(a.m > 0 && a.k > 0, "[add_rmsnorm_linear] expected M > 0 and K > 0, got {} and {}", a.m,
+            a.k);
+    require(a.residual_out != nullptr || a.normed != nullptr,
+            "[add_rmsnorm_linear] expected a weight, residual_out or normed, got nothing to write");
+    require(a.epilogue == Epilogue::None,
+            "[add_rmsnorm_linear] expected gate and up for SwiGLU, got 0 outputs");
+  } else {
+    check(LinearArgs{a.residual, a.m, a.k, a.activations, a.outputs, a.epilogue});
+  }
   const auto bytes = static_cast<std::size_t>(a.m * a.k) * sizeof(float);
   const auto row = static_cast<std::size_t>(a.k) * sizeof(float);
   struct Out {

@@ -8,10 +8,18 @@
 // The rule: inputs are const and outputs are other buffers, so that no order of work-groups can
 // change a result. residual_out must not overlap residual or delta; ping-pong between two.
 // A plan (each worker recomputes u, or one prepass does) never changes a bit.
+// Without outputs it is residual-add + RMSNorm on its own: the prepass whose `normed`, given to
+// linear, yields the fused operation's bits.
 #pragma once
 #include "ops/linear.h"
 
 namespace nibble {
+
+enum class Plan : std::uint8_t {
+  Auto,     // the backend's choice
+  Fused,    // every worker prepares the rows it needs itself; nothing is shared
+  Prepass,  // rows are prepared once, then multiplied
+};
 
 struct AddRmsNormLinearArgs {
   const float* residual = nullptr;  // [M, K]
@@ -23,8 +31,9 @@ struct AddRmsNormLinearArgs {
   float* normed = nullptr;        // [M, K] or null
   std::int64_t m = 0, k = 0;
   Activations activations = Activations::Int16;
-  std::span<const LinearOutput> outputs;  // 1 to 4, as LinearArgs
+  std::span<const LinearOutput> outputs = {};  // 0 to 4; with 0, residual_out or normed is given
   Epilogue epilogue = Epilogue::None;
+  Plan plan = Plan::Auto;
 };
 
 void check(const AddRmsNormLinearArgs& a);

@@ -52,7 +52,7 @@ void check_case(const Case& c, Activations a) {
   std::vector<double> want(y.size()), magnitude(y.size());
   linear_reference(xd.data(), c.m, c.k, w.data(), c.n, bias.data(), want.data(), magnitude.data());
   for (std::size_t i = 0; i < y.size(); ++i)
-    ASSERT_LE(std::fabs(y[i] - want[i]), harness::bound(a, c.type) * magnitude[i])
+    ASSERT_LE(std::fabs(y[i] - want[i]), harness::bound(a, c.type, c.k) * magnitude[i])
         << "element " << i;
 
   for (std::size_t b = 1; b < all.size(); ++b)
@@ -212,7 +212,7 @@ void check_fused(const FusedCase& c, Activations a) {
                        want.data(), mag.data());
       linear_reference(ud.data(), c.m, c.k, dequantise(s1, 0, c.n).data(), c.n, nullptr, up.data(),
                        up_mag.data());
-      const double e = harness::bound(a, WeightType::Int4) + 4e-6;  // the norm's own rounding
+      const double e = harness::bound(a, WeightType::Int4, c.k) + 4e-6;  // the norm's own rounding
       for (std::size_t i = 0; i < outs; ++i) {
         if (!c.swiglu) {
           ASSERT_LE(std::fabs(y0[i] - want[i]), e * mag[i]);

@@ -63,8 +63,12 @@ constexpr std::int64_t kOwnRows = 8;
 
 }  // namespace
 
-CpuBackend::CpuBackend(int threads, Isa isa)
-    : pool_(threads), kernels_(kernels(isa)), scratch_(static_cast<std::size_t>(pool_.size())) {
+CpuBackend::CpuBackend(int threads, Isa isa) : CpuBackend(threads, kernels(isa), false) {}
+CpuBackend::CpuBackend(int threads, const Kernels& kernels, bool guarded)
+    : pool_(threads),
+      kernels_(kernels),
+      guarded_(guarded),
+      scratch_(static_cast<std::size_t>(pool_.size())) {
   for (int t = 0; t < pool_.size(); ++t) rows_.push_back(std::make_unique<Rows>());
   for (auto& rows : expert_rows_) rows = std::make_unique<Rows>();
 }
@@ -88,7 +92,7 @@ void CpuBackend::download(void* host, const void* device, std::size_t bytes) {
 
 std::unique_ptr<Weight> CpuBackend::pack(const WeightSource& source, int pieces,
                                          std::int64_t stack) {
-  return std::make_unique<PackedWeight>(source, pieces, stack, kernels_, pool_);
+  return std::make_unique<PackedWeight>(source, pieces, stack, kernels_, pool_, guarded_);
 }
 std::unique_ptr<KvCache> CpuBackend::make_kv_cache(const KvShape& shape) {
   return std::make_unique<CpuKvCache>(shape);
@@ -168,7 +172,7 @@ void CpuBackend::multiply(const Rows& rows, std::int64_t m, std::span<const Line
 // prepare(thread, row, XRow): rounds one input row.
 template <class Prepare>
 void CpuBackend::run_linear(std::int64_t m, std::int64_t k, Activations activations,
-                            std::span<const LinearOutput> outputs, Epilogue epilogue,
+                            std::span<const LinearOutput> outputs, Epilogue epilogue, bool own_rows,
                             Prepare&& prepare) {
   bool fixed = false, plain = false;
   for (const LinearOutput& o : outputs) {
@@ -181,7 +185,7 @@ void CpuBackend::run_linear(std::int64_t m, std::int64_t k, Activations activati
     kernels_.prepare(x, k, plan.block_chunk.data(), plan.blocks, activations, fixed, plain,
                      Rows::stride(i, m), rows.rows[static_cast<std::size_t>(i)]);
   };
-  if (m <= kOwnRows) {
+  if (own_rows) {
     pool_.run([&](int thread) {
       Rows& rows = *rows_[static_cast<std::size_t>(thread)];
       rows.resize(m, plan, fixed, plain);
@@ -201,21 +205,22 @@ void CpuBackend::run_linear(std::int64_t m, std::int64_t k, Activations activati
 
 void CpuBackend::linear(const LinearArgs& a) {
   check(a);
-  run_linear(a.m, a.k, a.activations, a.outputs, a.epilogue,
+  run_linear(a.m, a.k, a.activations, a.outputs, a.epilogue, a.m <= kOwnRows,
              [&](int, std::int64_t i) { return a.x + i * a.k; });
 }
 
 void CpuBackend::add_rmsnorm_linear(const AddRmsNormLinearArgs& a) {
   check(a);
   const float offset = a.unit_offset ? 1.0f : 0.0f;
-  run_linear(a.m, a.k, a.activations, a.outputs, a.epilogue, [&](int thread, std::int64_t i) {
+  const bool own_rows = a.plan == Plan::Auto ? a.m <= kOwnRows : a.plan == Plan::Fused;
+  const auto prepare = [&](int thread, std::int64_t i) {
     float* u = scratch(thread, a.k);
     const float* delta = a.delta != nullptr ? a.delta + i * a.k : nullptr;
     kernels_.add_rmsnorm(a.residual + i * a.k, delta, a.weight, offset, a.eps, a.k, u);
     // Each element of the outputs is written by one thread: a slice of the row where every thread
     // prepares it, the whole row where one does.
-    const bool shared = a.m <= kOwnRows;
-    const Part p = shared ? part(a.k, thread, pool_.size()) : Part{0, a.k};
+    const bool slice = own_rows && !a.outputs.empty();
+    const Part p = slice ? part(a.k, thread, pool_.size()) : Part{0, a.k};
     const std::int64_t at = i * a.k + p.begin, n = p.end - p.begin;
     if (a.residual_out != nullptr)
       kernels_.add(a.residual + at, delta != nullptr ? a.delta + at : nullptr, n,
@@ -223,18 +228,25 @@ void CpuBackend::add_rmsnorm_linear(const AddRmsNormLinearArgs& a) {
     if (a.normed != nullptr)
       std::memcpy(a.normed + at, u + p.begin, static_cast<std::size_t>(n) * sizeof(float));
     return static_cast<const float*>(u);
+  };
+  if (!a.outputs.empty())
+    return run_linear(a.m, a.k, a.activations, a.outputs, a.epilogue, own_rows, prepare);
+  pool_.run([&](int thread) {
+    const Part p = part(a.m, thread, pool_.size());
+    for (std::int64_t i = p.begin; i < p.end; ++i) prepare(thread, i);
   });
 }
 
 void CpuBackend::gated_rmsnorm_linear(const GatedRmsNormLinearArgs& a) {
   check(a);
   const std::int64_t k = a.heads * a.dim;
-  run_linear(a.m, k, a.activations, a.outputs, Epilogue::None, [&](int thread, std::int64_t i) {
+  const auto prepare = [&](int thread, std::int64_t i) {
     float* u = scratch(thread, k);
     for (std::int64_t c = 0; c < k; c += a.dim)
       kernels_.gated_rmsnorm(a.o + i * k + c, a.z + i * k + c, a.weight, a.eps, a.dim, u + c);
     return static_cast<const float*>(u);
-  });
+  };
+  run_linear(a.m, k, a.activations, a.outputs, Epilogue::None, a.m <= kOwnRows, prepare);
 }
 
 void CpuBackend::rope_cache(const RopeCacheArgs& a) {

@@ -14,7 +14,8 @@ template <class T>
 class Array {
  public:
   Array() = default;
-  Array(std::size_t n, const char* what);
+  // guarded: one unreadable page before, and one right after the last element (to 64 bytes).
+  Array(std::size_t n, const char* what, bool guarded = false);
   T* data() { return data_.get(); }
   const T* data() const { return data_.get(); }
   std::size_t size() const { return size_; }
@@ -27,7 +28,7 @@ class Array {
 class PackedWeight final : public Weight {
  public:
   PackedWeight(const WeightSource& source, int pieces, std::int64_t stack, const Kernels& kernels,
-               ThreadPool& pool);
+               ThreadPool& pool, bool guarded);
   const TileWeight& tiles() const { return tiles_; }
   const KPlan& plan() const { return plan_; }
   // Every matrix of a stack begins a tile.
@@ -97,6 +98,8 @@ class CpuDeltaState final : public DeltaState {
 class CpuBackend final : public Backend {
  public:
   CpuBackend(int threads, Isa isa);
+  // For src/verify: a table of its own, and packed weights between unreadable pages.
+  CpuBackend(int threads, const Kernels& kernels, bool guarded);
   ~CpuBackend() override;
   std::string describe() const override;
   int threads() const override { return pool_.size(); }
@@ -131,10 +134,12 @@ class CpuBackend final : public Backend {
                 Epilogue epilogue, Activations activations, int thread) const;
   template <class Prepare>
   void run_linear(std::int64_t m, std::int64_t k, Activations activations,
-                  std::span<const LinearOutput> outputs, Epilogue epilogue, Prepare&& prepare);
+                  std::span<const LinearOutput> outputs, Epilogue epilogue, bool own_rows,
+                  Prepare&& prepare);
 
   ThreadPool pool_;
   const Kernels& kernels_;
+  const bool guarded_;
   std::vector<std::unique_ptr<Rows>> rows_;  // per thread; [0] also serves shared preparation
   std::vector<std::vector<float>> scratch_;  // per thread
   std::vector<float> partials_;              // attention splits

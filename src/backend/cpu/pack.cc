@@ -10,13 +10,22 @@
 namespace nibble::cpu {
 
 template <class T>
-Array<T>::Array(std::size_t n, const char* what) : size_(n) {
-  const std::size_t bytes = std::max<std::size_t>(1, n * sizeof(T));
+Array<T>::Array(std::size_t n, const char* what, bool guarded) : size_(n) {
+  constexpr std::size_t kPage = 4096, kLine = 64;
+  const std::size_t used = std::max<std::size_t>(1, n * sizeof(T)),
+                    inner = (used + kPage - 1) / kPage * kPage,
+                    bytes = guarded ? inner + 2 * kPage : used;
   void* p = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (p == MAP_FAILED)
     fail("not enough memory for {}: {:.1f} MB needed", what, static_cast<double>(bytes) / 1e6);
   ::madvise(p, bytes, MADV_HUGEPAGE);  // a weight stream touches every page once a token
-  data_ = std::shared_ptr<T>(static_cast<T*>(p), [bytes](T* q) { ::munmap(q, bytes); });
+  char* at = static_cast<char*>(p);
+  if (guarded) {
+    ::mprotect(at, kPage, PROT_NONE);
+    ::mprotect(at + kPage + inner, kPage, PROT_NONE);
+    at += kPage + inner - (used + kLine - 1) / kLine * kLine;
+  }
+  data_ = std::shared_ptr<T>(reinterpret_cast<T*>(at), [p, bytes](T*) { ::munmap(p, bytes); });
 }
 template class Array<std::uint8_t>;
 template class Array<std::byte>;
@@ -43,7 +52,7 @@ std::int64_t chunk_bytes(WeightType t) {
 }  // namespace
 
 PackedWeight::PackedWeight(const WeightSource& source, int pieces, std::int64_t stack,
-                           const Kernels& kernels, ThreadPool& pool)
+                           const Kernels& kernels, ThreadPool& pool, bool guarded)
     : Weight(source.format(), pieces, stack),
       plan_(plan_k(source.format().k, source.format().group, pieces)) {
   require(stack > 0 && format_.n % stack == 0, "[pack] expected {} rows in {} equal matrices",
@@ -59,10 +68,11 @@ PackedWeight::PackedWeight(const WeightSource& source, int pieces, std::int64_t 
             .units = plan_.units.data(),
             .unit_count = static_cast<std::int32_t>(plan_.units.size()),
             .pieces = pieces};
-  codes_ = {static_cast<std::size_t>(tiles * tiles_.tile_bytes), "weights"};
+  codes_ = {static_cast<std::size_t>(tiles * tiles_.tile_bytes), "weights", guarded};
   if (quantised)
-    scales_ = {static_cast<std::size_t>(tiles * groups * kTile * scale_size), "weight scales"};
-  if (format_.type == WeightType::Int4Aff) offsets_ = {scales_.size(), "weight offsets"};
+    scales_ = {static_cast<std::size_t>(tiles * groups * kTile * scale_size), "weight scales",
+               guarded};
+  if (format_.type == WeightType::Int4Aff) offsets_ = {scales_.size(), "weight offsets", guarded};
   tiles_.codes = codes_.data(), tiles_.scales = scales_.data(), tiles_.offsets = offsets_.data();
   bytes_ = codes_.size() + scales_.size() + offsets_.size();
 
