@@ -15,24 +15,6 @@ struct Options {
   bool documents = false, json = false;
 };
 
-// Each line of the text is a document; the model's BOS (else its first EOS) goes before each.
-std::vector<std::int32_t> document_ids(const std::string& text, const Tokenizer& tokenizer,
-                                       const GenerationConfig& g) {
-  require(g.bos >= 0 || !g.eos.empty(), "--documents: the model names no token to begin them with");
-  const std::int32_t begin = g.bos >= 0 ? g.bos : g.eos.front();
-  std::vector<std::int32_t> ids;
-  for (std::size_t at = 0; at < text.size();) {
-    const std::size_t end = std::min(text.find('\n', at), text.size());
-    if (end > at) {
-      ids.push_back(begin);
-      const auto line = tokenizer.encode(text.substr(at, end - at), false, false);
-      ids.insert(ids.end(), line.begin(), line.end());
-    }
-    at = end + 1;
-  }
-  return ids;
-}
-
 void perplexity_of(const Options& o) {
   const std::string text = read_text(o.text);
   const auto checkpoint = open_model(o.model);

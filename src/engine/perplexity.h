@@ -6,8 +6,12 @@
 #include <functional>
 #include <optional>
 #include <span>
+#include <string_view>
+#include <vector>
 
+#include "checkpoint/config.h"
 #include "engine/stepper.h"
+#include "text/tokenizer.h"
 
 namespace nibble {
 
@@ -26,6 +30,11 @@ struct Perplexity {
   std::int64_t windows = 0;
   std::int64_t tokens = 0;  // scored
 };
+
+// Ids of a text whose lines are documents: the model's BOS, or else its first EOS, and a line, for
+// every line that is not empty. Error when the model has neither token.
+std::vector<std::int32_t> document_ids(std::string_view text, const Tokenizer& tokenizer,
+                                       const GenerationConfig& generation);
 
 // -log softmax(logits)[target], in double.
 double negative_log_likelihood(std::span<const float> logits, std::int32_t target);
