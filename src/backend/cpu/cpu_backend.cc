@@ -68,6 +68,7 @@ CpuBackend::CpuBackend(int threads, const Kernels& kernels, bool guarded)
     : pool_(threads),
       kernels_(kernels),
       guarded_(guarded),
+      shares_(pool_.size()),
       scratch_(static_cast<std::size_t>(pool_.size())) {
   for (int t = 0; t < pool_.size(); ++t) rows_.push_back(std::make_unique<Rows>());
   for (auto& rows : expert_rows_) rows = std::make_unique<Rows>();
@@ -126,14 +127,18 @@ void CpuBackend::embedding(const EmbeddingArgs& a) {
   });
 }
 
-// This thread's tiles of all outputs, laid end to end, times every row.
+namespace {
+// With SwiGLU the second matrix has no tiles of its own: they go with the first one's.
+std::span<const LinearOutput> with_tiles(std::span<const LinearOutput> outputs, Epilogue e) {
+  return e == Epilogue::SwiGlu ? outputs.first(1) : outputs;
+}
+}  // namespace
+
+// Tiles [begin, end) of all outputs, laid end to end, times every row.
 void CpuBackend::multiply(const Rows& rows, std::int64_t m, std::span<const LinearOutput> outputs,
-                          Epilogue epilogue, Activations activations, int thread) const {
+                          Epilogue epilogue, Activations activations, std::int64_t begin,
+                          std::int64_t end) const {
   const bool swiglu = epilogue == Epilogue::SwiGlu;
-  const std::size_t matrices = swiglu ? 1 : outputs.size();
-  std::int64_t total = 0;
-  for (std::size_t i = 0; i < matrices; ++i) total += packed(outputs[i]).tile_count();
-  const Part p = part(total, thread, pool_.size());
   float y[kMaxRows * kTile], up[kMaxRows * kTile];
   const auto run = [&](const LinearOutput& o, std::int64_t tile, std::int64_t row, int which,
                        float* out) {
@@ -146,10 +151,9 @@ void CpuBackend::multiply(const Rows& rows, std::int64_t m, std::span<const Line
       for (std::int64_t j = 0; j < n; ++j) out[r * kTile + j] += o.bias[tile * kTile + j];
   };
   std::int64_t first = 0;
-  for (std::size_t i = 0; i < matrices; ++i) {
-    const LinearOutput& o = outputs[i];
+  for (const LinearOutput& o : with_tiles(outputs, epilogue)) {
     const std::int64_t tiles = packed(o).tile_count(), n = packed(o).format().n;
-    for (std::int64_t t = std::max(p.begin, first); t < std::min(p.end, first + tiles); ++t) {
+    for (std::int64_t t = std::max(begin, first); t < std::min(end, first + tiles); ++t) {
       const std::int64_t tile = t - first,
                          columns = std::min<std::int64_t>(kTile, n - tile * kTile);
       for (std::int64_t row = 0; row < m;) {
@@ -185,12 +189,20 @@ void CpuBackend::run_linear(std::int64_t m, std::int64_t k, Activations activati
     kernels_.prepare(x, k, plan.block_chunk.data(), plan.blocks, activations, fixed, plain,
                      Rows::stride(i, m), rows.rows[static_cast<std::size_t>(i)]);
   };
+  std::int64_t tiles = 0;
+  for (const LinearOutput& o : with_tiles(outputs, epilogue)) tiles += packed(o).tile_count();
+  shares_.reset(tiles);
+  const auto take = [&](const Rows& rows, int thread) {
+    shares_.take(thread, [&](std::int64_t begin, std::int64_t end) {
+      multiply(rows, m, outputs, epilogue, activations, begin, end);
+    });
+  };
   if (own_rows) {
     pool_.run([&](int thread) {
       Rows& rows = *rows_[static_cast<std::size_t>(thread)];
       rows.resize(m, plan, fixed, plain);
       for (std::int64_t i = 0; i < m; ++i) row(rows, thread, i);
-      multiply(rows, m, outputs, epilogue, activations, thread);
+      take(rows, thread);
     });
     return;
   }
@@ -200,7 +212,7 @@ void CpuBackend::run_linear(std::int64_t m, std::int64_t k, Activations activati
     const Part p = part(m, thread, pool_.size());
     for (std::int64_t i = p.begin; i < p.end; ++i) row(rows, thread, i);
   });
-  pool_.run([&](int thread) { multiply(rows, m, outputs, epilogue, activations, thread); });
+  pool_.run([&](int thread) { take(rows, thread); });
 }
 
 void CpuBackend::linear(const LinearArgs& a) {

@@ -4,6 +4,7 @@
 
 #include "backend/backend.h"
 #include "backend/cpu/kernels.h"
+#include "base/shares.h"
 #include "base/thread_pool.h"
 
 namespace nibble::cpu {
@@ -131,7 +132,8 @@ class CpuBackend final : public Backend {
   // m rows to prepare whose words lie one after the other; set 0 or 1.
   XRow* single_rows(int set, std::int64_t m, const KPlan& plan, bool fixed, bool plain);
   void multiply(const Rows& rows, std::int64_t m, std::span<const LinearOutput> outputs,
-                Epilogue epilogue, Activations activations, int thread) const;
+                Epilogue epilogue, Activations activations, std::int64_t begin,
+                std::int64_t end) const;
   template <class Prepare>
   void run_linear(std::int64_t m, std::int64_t k, Activations activations,
                   std::span<const LinearOutput> outputs, Epilogue epilogue, bool own_rows,
@@ -140,6 +142,7 @@ class CpuBackend final : public Backend {
   ThreadPool pool_;
   const Kernels& kernels_;
   const bool guarded_;
+  Shares shares_;                            // of the tiles of one operation
   std::vector<std::unique_ptr<Rows>> rows_;  // per thread; [0] also serves shared preparation
   std::vector<std::vector<float>> scratch_;  // per thread
   std::vector<float> partials_;              // attention splits
