@@ -118,7 +118,8 @@ TEST_P(MoeTest, MatchesReferenceAndBitsAgree) {
     linear_reference(u.data(), c.m, c.k, dequantise(router, 0, c.experts).data(), c.experts,
                      nullptr, logits.data(), magnitude.data());
     for (std::size_t i = 0; i < logits.size(); ++i)
-      ASSERT_LE(std::fabs(r.logits[i] - logits[i]), harness::bound(act, c.type) * magnitude[i]);
+      ASSERT_LE(std::fabs(r.logits[i] - logits[i]),
+                harness::bound(act, c.type, c.k) * magnitude[i]);
     for (std::int64_t t = 0; t < c.m; ++t) {
       std::vector<std::int32_t> ids(size(c.top_k));
       std::vector<double> weights(ids.size());
@@ -149,7 +150,7 @@ TEST_P(MoeTest, MatchesReferenceAndBitsAgree) {
                        unit.data());
       for (std::int64_t i = 0; i < c.k; ++i)
         ASSERT_LE(std::fabs(y[size(t * c.k + i)] - want[size(i)]),
-                  harness::bound(act, c.type) * unit[size(i)])
+                  harness::bound(act, c.type, c.k) * unit[size(i)])
             << activations_name(act) << " token " << t << " output " << i;
     }
 
