@@ -115,6 +115,29 @@ Json describe(const Checkpoint& checkpoint, const std::string& path) {
           {"tensors", tensors}};
 }
 
+// Tensors of the experts of a layer that are alike as one row: "...experts.*.up_proj.weight".
+Json experts_together(const Json& tensors) {
+  std::map<std::string, std::size_t> rows;  // name and type -> its row
+  auto list = Json::array();
+  for (Json t : tensors) {
+    auto name = t["name"].get<std::string>();
+    constexpr std::string_view kExperts = ".experts.";
+    if (const auto at = name.find(kExperts); at != std::string::npos) {
+      const auto first = at + kExperts.size();
+      name.replace(first, name.find('.', first) - first, "*");
+      const auto [row, fresh] = rows.try_emplace(name + t["type"].dump(), list.size());
+      if (!fresh) {
+        list[row->second]["bytes"] =
+            list[row->second]["bytes"].get<std::uint64_t>() + t["bytes"].get<std::uint64_t>();
+        continue;
+      }
+      t["name"] = name;
+    }
+    list.push_back(std::move(t));
+  }
+  return list;
+}
+
 void print_fields(std::string_view title, const Json& fields) {
   out("\n{}\n", title);
   for (const auto& [key, value] : fields.items())
@@ -133,7 +156,7 @@ void inspect(const Options& o) {
   print_fields("config", all["config"]);
   print_fields("generation", all["generation"]);
   out("\n{:<56} {:<14} {:<16} {:>10}\n", "tensor", "type", "shape", "size");
-  for (const Json& t : all["tensors"])
+  for (const Json& t : experts_together(all["tensors"]))
     out("{:<56} {:<14} {:<16} {:>10}{}\n", printable(t["name"].get<std::string>()),
         printable(t["type"].get<std::string>()),
         fmt::format("{}", fmt::join(t["shape"].get<std::vector<std::int64_t>>(), " x ")),

@@ -239,6 +239,12 @@ class GgufCheckpoint : public Checkpoint {
             "{}: tensor {}: blocks of {} columns across heads of {} cannot be put in order; use a "
             "file in Q8_0, Q4_0 or 16 bit",
             file_->name(), quote(t.name), t.type->values, o.columns.unit);
+    const auto whole = [&](const HeadOrder& h, std::int64_t size) {
+      const std::int64_t want = h.first + config_.delta.value_heads * h.unit;
+      require(h.unit == 0 || size == want, "{}: tensor {}: expected {} rows or columns, got {}",
+              file_->name(), quote(t.name), want, size);
+    };
+    whole(o.heads, t.shape[0]), whole(o.columns, t.columns());
     return o;
   }
 
@@ -250,7 +256,7 @@ class GgufCheckpoint : public Checkpoint {
       ++predicting_.tensors, predicting_.parameters += values, predicting_.bytes += t.data.size();
       return;
     }
-    const auto tensors = hybrid_tensors(t, made_);
+    const auto tensors = hybrid_tensors(t, config_.moe.experts, made_);
     require(!tensors.empty(),
             "{}: tensor {} has no place in a {} model; this variant is not supported",
             file_->name(), quote(t.name), config_.architecture);

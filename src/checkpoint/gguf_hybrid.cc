@@ -127,15 +127,16 @@ void read_hybrid(const Gguf& file, std::string_view architecture, ModelConfig& m
 }
 
 std::vector<std::pair<std::string, const GgufTensor*>> hybrid_tensors(
-    const GgufTensor& t, std::deque<GgufTensor>& made) {
+    const GgufTensor& t, std::int64_t experts, std::deque<GgufTensor>& made) {
   const auto [layer, part] = split_name(t.name);
   const std::string prefix = fmt::format("model.layers.{}.", layer);
   if (layer >= 0) {
     for (const Stack& s : kStacks) {
       if (part != s.gguf || t.rank != 3) continue;
       const auto count = static_cast<std::int64_t>(s.parts.size());
-      require(t.shape[0] > 0 && t.shape[1] % count == 0, "tensor {}: {} rows are not gate and up",
-              quote(t.name), t.shape[1]);
+      require(t.shape[0] == experts && t.shape[1] % count == 0,
+              "tensor {}: expected {} experts of a multiple of {} rows, got {} of {}",
+              quote(t.name), experts, count, t.shape[0], t.shape[1]);
       std::vector<std::pair<std::string, const GgufTensor*>> list;
       for (std::int64_t e = 0; e < t.shape[0]; ++e)
         for (std::int64_t i = 0; i < count; ++i) {

@@ -43,6 +43,7 @@ std::int64_t prediction_layers(const Gguf& file, std::string_view architecture);
 // Tensor of the file -> Hugging Face names and tensors: one, or one an expert, cut and squeezed as
 // the decoder takes them. Empty: the tensor has no place in a hybrid model. made: owns new tensors.
 std::vector<std::pair<std::string, const GgufTensor*>> hybrid_tensors(const GgufTensor& t,
+                                                                      std::int64_t experts,
                                                                       std::deque<GgufTensor>& made);
 
 }  // namespace nibble

@@ -247,7 +247,7 @@ void HfCheckpoint::load_file(const std::shared_ptr<const Blob>& file,
     }
     const std::string name = canonical_name(t.name);
     const Part part{std::move(t), file};
-    auto experts = config_.moe.experts > 0 ? split_experts(name, part)
+    auto experts = config_.moe.experts > 0 ? split_experts(name, part, config_.moe.experts)
                                            : std::vector<std::pair<std::string, Part>>{};
     if (experts.empty()) add(name, part);
     for (auto& [expert, matrix] : experts) add(expert, std::move(matrix));

@@ -11,14 +11,14 @@ std::string_view skipped_part(std::string_view name) {
   return name.starts_with("mtp.") || name.starts_with("model.mtp.") ? "multi-token prediction" : "";
 }
 
-std::vector<std::pair<std::string, Part>> split_experts(const std::string& name,
-                                                        const Part& stack) {
+std::vector<std::pair<std::string, Part>> split_experts(const std::string& name, const Part& stack,
+                                                        std::int64_t experts) {
   const bool both = name.ends_with(".mlp.experts.gate_up_proj");
   if (!both && !name.ends_with(".mlp.experts.down_proj")) return {};
   const StoredTensor& t = stack.tensor;
-  require(t.shape.size() == 3 && t.shape[0] > 0 && (!both || t.shape[1] % 2 == 0),
-          "{}: tensor {}: expected experts, rows{} and columns, got [{}]", stack.file->name(),
-          quote(t.name), both ? " of gate and up" : "", fmt::join(t.shape, ", "));
+  require(t.shape.size() == 3 && t.shape[0] == experts && (!both || t.shape[1] % 2 == 0),
+          "{}: tensor {}: expected {} experts, rows{} and columns, got [{}]", stack.file->name(),
+          quote(t.name), experts, both ? " of gate and up" : "", fmt::join(t.shape, ", "));
   const std::string base = name.substr(0, name.rfind('.'));
   const std::size_t halves = both ? 2 : 1,
                     bytes = t.data.size() / static_cast<std::size_t>(t.shape[0]) / halves;

@@ -19,6 +19,7 @@ std::string_view skipped_part(std::string_view stored_name);
 //   X.mlp.experts.gate_up_proj [E, 2 I, K]  ->  X.mlp.experts.E.{gate_proj,up_proj}.weight [I, K]
 //   X.mlp.experts.down_proj [E, K, I]       ->  X.mlp.experts.E.down_proj.weight [K, I]
 // Empty for every other tensor. Error when the shape is another.
-std::vector<std::pair<std::string, Part>> split_experts(const std::string& name, const Part& stack);
+std::vector<std::pair<std::string, Part>> split_experts(const std::string& name, const Part& stack,
+                                                        std::int64_t experts);
 
 }  // namespace nibble

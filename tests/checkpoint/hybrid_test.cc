@@ -159,6 +159,10 @@ TEST(HybridSafetensors, StackedExpertsAreThoseStoredOneByOne) {
   stacked["model.safetensors"] =
       SafetensorsFile().add("model." + p + "gate_up_proj", "F32", {2, 5, 4}, raw(iota(40))).build();
   EXPECT_THAT(error_of([&] { open_hf(test::directory(stacked)); }), HasSubstr("gate_up_proj"));
+  stacked["model.safetensors"] =
+      SafetensorsFile().add("model." + p + "down_proj", "F32", {3, 4, 3}, raw(iota(36))).build();
+  EXPECT_THAT(error_of([&] { open_hf(test::directory(stacked)); }),
+              HasSubstr("expected 2 experts"));
 }
 
 TEST(HybridSafetensors, VisionAndPredictionAreCountedAndLeftOut) {
@@ -307,6 +311,15 @@ TEST(HybridGguf, PredictionIsCountedAndUnknownTensorsAreRefused) {
   const auto r = test::open_model(rates);
   EXPECT_THAT(error_of([&] { r->vector("model.layers.0.linear_attn.A_log", 6); }),
               HasSubstr("below 0"));
+  // Value heads that the file does not have are not looked for.
+  GgufFile few = hybrid_gguf();
+  few.f32_tensor("blk.0.attn_gate.weight", {190, 64}, iota(190 * 64));
+  const auto c2 = test::open_model(few);
+  EXPECT_THAT(error_of([&] { c2->weight("model.layers.0.linear_attn.in_proj_z.weight", 190, 64); }),
+              HasSubstr("expected 192"));
+  GgufFile experts = hybrid_gguf();
+  experts.f32_tensor("blk.0.ffn_up_exps.weight", {3, 2, 32}, iota(192));
+  EXPECT_THAT(test::open_error(experts), HasSubstr("expected 2 experts"));
 }
 
 TEST(RandomCheckpoint, IsTheSameEveryTimeAndHasTheShapes) {
