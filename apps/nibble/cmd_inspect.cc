@@ -39,6 +39,20 @@ Json config_json(const ModelConfig& c) {
             {"qkv_bias", c.qkv_bias},
             {"o_bias", c.o_bias},
             {"qk_norm", c.qk_norm}};
+  if (c.hybrid()) {
+    j["attention_layers"] = c.attention_layers();
+    j["rotary"] = c.rotary_dims();
+    j["delta_net"] = {{"key_heads", c.delta.key_heads},
+                      {"value_heads", c.delta.value_heads},
+                      {"key_dim", c.delta.key_dim},
+                      {"value_dim", c.delta.value_dim},
+                      {"conv_kernel", c.delta.conv_kernel}};
+  }
+  if (c.moe.experts > 0)
+    j["experts"] = {{"count", c.moe.experts},
+                    {"top_k", c.moe.top_k},
+                    {"intermediate", c.moe.intermediate},
+                    {"shared_intermediate", c.moe.shared_intermediate}};
   if (c.rope_scaling)
     j["rope_scaling"] = {{"type", "llama3"},
                          {"factor", c.rope_scaling->factor},
@@ -81,6 +95,12 @@ Json describe(const Checkpoint& checkpoint, const std::string& path) {
   auto types = Json::object();
   for (const auto& [type, total] : totals)
     types[type] = {{"tensors", total.tensors}, {"bytes", total.bytes}};
+  auto skipped = Json::array();
+  for (const SkippedTensors& s : checkpoint.skipped())
+    skipped.push_back({{"what", s.what},
+                       {"tensors", s.tensors},
+                       {"parameters", s.parameters},
+                       {"bytes", s.bytes}});
   const auto spec = checkpoint.tokenizer();
   return {{"model", path},
           {"format", checkpoint.format()},
@@ -91,6 +111,7 @@ Json describe(const Checkpoint& checkpoint, const std::string& path) {
           {"parameters", static_cast<std::uint64_t>(all.elements)},
           {"bytes", all.bytes},
           {"types", types},
+          {"skipped", skipped},
           {"tensors", tensors}};
 }
 
@@ -122,6 +143,10 @@ void inspect(const Options& o) {
   for (const auto& [type, total] : all["types"].items())
     out("{:<16} {:>8} {:>12}\n", printable(type), total["tensors"].get<std::int64_t>(),
         human_bytes(total["bytes"]));
+  for (const Json& s : all["skipped"])
+    out("\n{} {} tensors are left out: {:.1f} M parameters, {}\n",
+        s["tensors"].get<std::uint64_t>(), s["what"].get<std::string>(),
+        s["parameters"].get<double>() / 1e6, human_bytes(s["bytes"]));
 }
 
 }  // namespace

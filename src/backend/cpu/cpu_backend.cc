@@ -13,7 +13,8 @@ struct CpuBackend::Rows {
   std::vector<std::int16_t> q;
   std::vector<std::int32_t> minus8;
 
-  void resize(std::int64_t m, const KPlan& p, bool fixed, bool plain) {
+  // single: every row's words one after the other, those of full blocks of eight too.
+  void resize(std::int64_t m, const KPlan& p, bool fixed, bool plain, bool single = false) {
     const auto grow = [](auto& v, std::int64_t n) {
       if (v.size() < static_cast<std::size_t>(n)) v.resize(static_cast<std::size_t>(n));
     };
@@ -26,7 +27,7 @@ struct CpuBackend::Rows {
     grow(rows, m);
     for (std::int64_t i = 0; i < m; ++i) {
       // Row i of a full block of eight starts its words i % 8 after the block's first.
-      const bool block = stride(i, m) != 1;
+      const bool block = !single && stride(i, m) != 1;
       const std::int64_t first = block ? i / kMaxRows * kMaxRows : i, lane = i - first;
       rows[static_cast<std::size_t>(i)] = {
           f.data() + i * k,
@@ -70,6 +71,7 @@ CpuBackend::CpuBackend(int threads, const Kernels& kernels, bool guarded)
       shares_(pool_.size()),
       scratch_(static_cast<std::size_t>(pool_.size())) {
   for (int t = 0; t < pool_.size(); ++t) rows_.push_back(std::make_unique<Rows>());
+  for (auto& rows : expert_rows_) rows = std::make_unique<Rows>();
 }
 CpuBackend::~CpuBackend() = default;
 
@@ -89,11 +91,24 @@ void CpuBackend::download(void* host, const void* device, std::size_t bytes) {
   std::memcpy(host, device, bytes);
 }
 
-std::unique_ptr<Weight> CpuBackend::pack(const WeightSource& source, int pieces) {
-  return std::make_unique<PackedWeight>(source, pieces, kernels_, pool_, guarded_);
+std::unique_ptr<Weight> CpuBackend::pack(const WeightSource& source, int pieces,
+                                         std::int64_t stack) {
+  return std::make_unique<PackedWeight>(source, pieces, stack, kernels_, pool_, guarded_);
 }
 std::unique_ptr<KvCache> CpuBackend::make_kv_cache(const KvShape& shape) {
   return std::make_unique<CpuKvCache>(shape);
+}
+
+float* CpuBackend::scratch(int thread, std::int64_t n) {
+  std::vector<float>& s = scratch_[static_cast<std::size_t>(thread)];
+  if (s.size() < static_cast<std::size_t>(n)) s.resize(static_cast<std::size_t>(n));
+  return s.data();
+}
+
+XRow* CpuBackend::single_rows(int set, std::int64_t m, const KPlan& plan, bool fixed, bool plain) {
+  Rows& rows = *expert_rows_[set];
+  rows.resize(m, plan, fixed, plain, true);
+  return rows.rows.data();
 }
 
 void CpuBackend::gather(const float* src, const std::int32_t* rows, std::int64_t m,
@@ -211,10 +226,9 @@ void CpuBackend::add_rmsnorm_linear(const AddRmsNormLinearArgs& a) {
   const float offset = a.unit_offset ? 1.0f : 0.0f;
   const bool own_rows = a.plan == Plan::Auto ? a.m <= kOwnRows : a.plan == Plan::Fused;
   const auto prepare = [&](int thread, std::int64_t i) {
-    std::vector<float>& u = scratch_[static_cast<std::size_t>(thread)];
-    if (u.size() < static_cast<std::size_t>(a.k)) u.resize(static_cast<std::size_t>(a.k));
+    float* u = scratch(thread, a.k);
     const float* delta = a.delta != nullptr ? a.delta + i * a.k : nullptr;
-    kernels_.add_rmsnorm(a.residual + i * a.k, delta, a.weight, offset, a.eps, a.k, u.data());
+    kernels_.add_rmsnorm(a.residual + i * a.k, delta, a.weight, offset, a.eps, a.k, u);
     // Each element of the outputs is written by one thread: a slice of the row where every thread
     // prepares it, the whole row where one does.
     const bool slice = own_rows && !a.outputs.empty();
@@ -224,8 +238,8 @@ void CpuBackend::add_rmsnorm_linear(const AddRmsNormLinearArgs& a) {
       kernels_.add(a.residual + at, delta != nullptr ? a.delta + at : nullptr, n,
                    a.residual_out + at);
     if (a.normed != nullptr)
-      std::memcpy(a.normed + at, u.data() + p.begin, static_cast<std::size_t>(n) * sizeof(float));
-    return static_cast<const float*>(u.data());
+      std::memcpy(a.normed + at, u + p.begin, static_cast<std::size_t>(n) * sizeof(float));
+    return static_cast<const float*>(u);
   };
   if (!a.outputs.empty())
     return run_linear(a.m, a.k, a.activations, a.outputs, a.epilogue, own_rows, prepare);
@@ -235,28 +249,40 @@ void CpuBackend::add_rmsnorm_linear(const AddRmsNormLinearArgs& a) {
   });
 }
 
+void CpuBackend::gated_rmsnorm_linear(const GatedRmsNormLinearArgs& a) {
+  check(a);
+  const std::int64_t k = a.heads * a.dim;
+  const auto prepare = [&](int thread, std::int64_t i) {
+    float* u = scratch(thread, k);
+    for (std::int64_t c = 0; c < k; c += a.dim)
+      kernels_.gated_rmsnorm(a.o + i * k + c, a.z + i * k + c, a.weight, a.eps, a.dim, u + c);
+    return static_cast<const float*>(u);
+  };
+  run_linear(a.m, k, a.activations, a.outputs, Epilogue::None, a.m <= kOwnRows, prepare);
+}
+
 void CpuBackend::rope_cache(const RopeCacheArgs& a) {
   check(a);
   auto& cache = static_cast<CpuKvCache&>(*a.cache);
   const KvShape& s = cache.shape();
-  const std::int64_t hd = s.head_dim, heads = a.heads + s.kv_heads, stride = cache.stride();
+  const std::int64_t hd = s.head_dim, heads = a.heads + s.kv_heads, stride = cache.stride(),
+                     q_pitch = a.q_pitch > 0 ? a.q_pitch : hd;
+  const float offset = a.unit_offset ? 1.0f : 0.0f;
   pool_.run([&](int thread) {
-    std::vector<float>& buffer = scratch_[static_cast<std::size_t>(thread)];
-    if (buffer.size() < static_cast<std::size_t>(2 * stride))
-      buffer.resize(static_cast<std::size_t>(2 * stride));
-    float *k = buffer.data(), *v = k + stride;
+    float *k = scratch(thread, 2 * stride), *v = k + stride;
     const Part p = part(a.m * heads, thread, pool_.size());
     for (std::int64_t task = p.begin; task < p.end; ++task) {
       const std::int64_t i = task / heads, h = task % heads;
       const float* cos_sin = a.cos_sin + i * a.rotary;
       if (h < a.heads) {
-        const std::int64_t at = (i * a.heads + h) * hd;
-        kernels_.rope(a.q + at, hd, a.q_norm, a.eps, cos_sin, a.rotary, a.q_out + at);
+        const std::int64_t at = i * a.heads + h;
+        kernels_.rope(a.q + at * q_pitch, hd, a.q_norm, offset, a.eps, cos_sin, a.rotary,
+                      a.q_out + at * hd);
         continue;
       }
       const std::int64_t head = h - a.heads, at = (i * s.kv_heads + head) * hd;
-      std::fill(buffer.begin(), buffer.begin() + 2 * stride, 0.0f);
-      kernels_.rope(a.k + at, hd, a.k_norm, a.eps, cos_sin, a.rotary, k);
+      std::fill_n(k, 2 * stride, 0.0f);
+      kernels_.rope(a.k + at, hd, a.k_norm, offset, a.eps, cos_sin, a.rotary, k);
       std::copy_n(a.v + at, hd, v);
       cache.write(kernels_, a.layer, a.rows[i].slot, head, a.rows[i].position, k, v);
     }
@@ -300,16 +326,14 @@ void CpuBackend::attention(const AttentionArgs& a) {
     next = 0;
   }
   pool_.run([&](int thread) {
-    std::vector<float>& own = scratch_[static_cast<std::size_t>(thread)];
-    if (!spread && own.size() < static_cast<std::size_t>(splits * pitch))
-      own.resize(static_cast<std::size_t>(splits * pitch));
+    float* own = spread ? nullptr : scratch(thread, splits * pitch);
     for (std::int64_t t; (t = next.fetch_add(1)) < heads;) {
       const std::int64_t i = t / a.heads, h = t % a.heads;
-      const float* parts = spread ? partials_.data() + t * splits * pitch : own.data();
+      const float* parts = spread ? partials_.data() + t * splits * pitch : own;
       if (!spread)
-        for (std::int64_t sp = 0; sp < row_splits(i); ++sp)
-          attend(i, h, sp, own.data() + sp * pitch);
-      kernels_.combine(parts, row_splits(i), pitch, hd, a.out + t * hd);
+        for (std::int64_t sp = 0; sp < row_splits(i); ++sp) attend(i, h, sp, own + sp * pitch);
+      const float* gate = a.gate != nullptr ? a.gate + t * a.gate_pitch : nullptr;
+      kernels_.combine(parts, row_splits(i), pitch, hd, gate, a.out + t * hd);
     }
   });
 }

@@ -97,10 +97,9 @@ inline void add_unit(const TileWeight& w, const std::uint8_t* codes, const Unit&
 }
 
 template <WeightType T, Activations A, int MB>
-void tile(const TileWeight& w, std::int64_t t, const XRow* x, float* out) {
+inline void sum_pieces(const TileWeight& w, std::int64_t t, const XRow* x, F (*piece)[MB]) {
   const std::uint8_t* codes = w.codes + t * w.tile_bytes;
   const std::int64_t scales = t * w.groups * kTile;
-  F piece[kRowParallelPieces][MB];
   const Unit *u = w.units, *const end = u + w.unit_count;
   for (int p = 0; p < w.pieces; ++p) {
     F acc[MB];
@@ -115,9 +114,21 @@ void tile(const TileWeight& w, std::int64_t t, const XRow* x, float* out) {
     }
     for (int m = 0; m < MB; ++m) piece[p][m] = acc[m];
   }
-  for (int n = w.pieces; n > 1; n /= 2)
+}
+
+// The sum ends in piece[0].
+template <int MB>
+inline void add_pieces(F (*piece)[MB], int pieces) {
+  for (int n = pieces; n > 1; n /= 2)
     for (int i = 0; i < n / 2; ++i)
       for (int m = 0; m < MB; ++m) piece[i][m] = f_add(piece[2 * i][m], piece[2 * i + 1][m]);
+}
+
+template <WeightType T, Activations A, int MB>
+void tile(const TileWeight& w, std::int64_t t, const XRow* x, float* out) {
+  F piece[kRowParallelPieces][MB];
+  sum_pieces<T, A, MB>(w, t, x, piece);
+  add_pieces<MB>(piece, w.pieces);
   for (int m = 0; m < MB; ++m) f_store(out + m * kTile, piece[0][m]);
 }
 

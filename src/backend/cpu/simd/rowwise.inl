@@ -145,14 +145,18 @@ void add(const float* a, const float* b, std::int64_t n, float* out) {
   }
 }
 
-void swiglu(const float* gate, const float* up, float* out) {
-  const F g = f_load(gate), one = f_set1(1.0f);
-  const F silu = f_div(g, f_add(one, f_exp(f_sub(f_zero(), g))));
-  f_store(out, f_mul(silu, f_load(up)));
+// x / (1 + e^-x): e^-x is cut at e^88, so that no magnitude of x gives inf / inf.
+inline F f_silu(F x) { return f_div(x, f_add(f_set1(1.0f), f_exp(f_sub(f_zero(), x)))); }
+inline F f_sigmoid(F x) {
+  return f_div(f_set1(1.0f), f_add(f_set1(1.0f), f_exp(f_sub(f_zero(), x))));
 }
 
-void rope(const float* x, std::int64_t head_dim, const float* norm, float eps, const float* cos_sin,
-          std::int64_t rotary, float* y) {
+void swiglu(const float* gate, const float* up, float* out) {
+  f_store(out, f_mul(f_silu(f_load(gate)), f_load(up)));
+}
+
+void rope(const float* x, std::int64_t head_dim, const float* norm, float offset, float eps,
+          const float* cos_sin, std::int64_t rotary, float* y) {
   F squares = f_zero();
   for (std::int64_t d = 0; d < head_dim; d += 16) {
     const F v = load_upto(x + d, head_dim - d);
@@ -162,7 +166,8 @@ void rope(const float* x, std::int64_t head_dim, const float* norm, float eps, c
       f_set1(1.0f / __builtin_sqrtf(reduce_add(squares) / static_cast<float>(head_dim) + eps));
   for (std::int64_t d = 0; d < head_dim; d += 16) {
     F v = load_upto(x + d, head_dim - d);
-    if (norm != nullptr) v = f_mul(f_mul(v, inv), load_upto(norm + d, head_dim - d));
+    if (norm != nullptr)
+      v = f_mul(f_mul(v, inv), f_add(load_upto(norm + d, head_dim - d), f_set1(offset)));
     store_upto(y + d, v, head_dim - d);
   }
   const std::int64_t half = rotary / 2;

@@ -5,6 +5,8 @@
 #include "backend/cpu/simd/linear.inl"
 #include "backend/cpu/simd/rowwise.inl"
 #include "backend/cpu/simd/attention.inl"
+#include "backend/cpu/simd/delta_net.inl"
+#include "backend/cpu/simd/moe.inl"
 #include "backend/cpu/simd/table.inl"
 // clang-format on
 
