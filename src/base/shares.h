@@ -22,7 +22,8 @@ class Shares {
     step_ = std::max<std::int64_t>(1, total / threads_ / 8);
   }
 
-  // f(begin, end) for every step this thread gets.
+  // f(begin, end, run_end) for every step this thread gets; what lies before run_end comes next,
+  // unless another thread takes it.
   template <class F>
   void take(int thread, F&& f) {
     for (int i = 0; i < threads_; ++i) {
@@ -31,7 +32,7 @@ class Shares {
         if (run.next.load(std::memory_order_relaxed) >= run.end) break;
         const std::int64_t at = run.next.fetch_add(step_, std::memory_order_relaxed);
         if (at >= run.end) break;
-        f(at, std::min(at + step_, run.end));
+        f(at, std::min(at + step_, run.end), run.end);
       }
     }
   }

@@ -18,7 +18,8 @@ TEST(Shares, EveryItemIsTakenOnceWhoeverIsSlow) {
         std::vector<std::thread> workers;
         for (int t = 0; t < threads; ++t)
           workers.emplace_back([&, t] {
-            shares.take(t, [&](std::int64_t begin, std::int64_t end) {
+            shares.take(t, [&](std::int64_t begin, std::int64_t end, std::int64_t run_end) {
+              EXPECT_LE(end, run_end);
               if (t == repeat) std::this_thread::sleep_for(std::chrono::microseconds(200));
               for (std::int64_t i = begin; i < end; ++i) ++taken[static_cast<std::size_t>(i)];
             });
@@ -34,7 +35,7 @@ TEST(Shares, TheOthersDoTheWorkOfOneThatNeverComes) {
   shares.reset(300);
   std::int64_t done = 0;
   for (const int t : {0, 2})
-    shares.take(t, [&](std::int64_t begin, std::int64_t end) { done += end - begin; });
+    shares.take(t, [&](std::int64_t begin, std::int64_t end, std::int64_t) { done += end - begin; });
   EXPECT_EQ(done, 300);
 }
 

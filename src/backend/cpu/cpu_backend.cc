@@ -134,17 +134,18 @@ std::span<const LinearOutput> with_tiles(std::span<const LinearOutput> outputs, 
 }
 }  // namespace
 
-// Tiles [begin, end) of all outputs, laid end to end, times every row.
+// Tiles [begin, end) of all outputs, laid end to end, times every row; those up to `ahead` are
+// next.
 void CpuBackend::multiply(const Rows& rows, std::int64_t m, std::span<const LinearOutput> outputs,
                           Epilogue epilogue, Activations activations, std::int64_t begin,
-                          std::int64_t end) const {
+                          std::int64_t end, std::int64_t ahead) const {
   const bool swiglu = epilogue == Epilogue::SwiGlu;
   float y[kMaxRows * kTile], up[kMaxRows * kTile];
-  const auto run = [&](const LinearOutput& o, std::int64_t tile, std::int64_t row, int which,
-                       float* out) {
+  const auto run = [&](const LinearOutput& o, std::int64_t tile, std::int64_t next,
+                       std::int64_t row, int which, float* out) {
     const PackedWeight& w = packed(o);
     kernels_.tile[static_cast<int>(w.format().type)][static_cast<int>(activations)][which](
-        w.tiles(), tile, rows.rows.data() + row, out);
+        w.tiles(), tile, row == 0 ? next : 0, rows.rows.data() + row, out);
     if (o.bias == nullptr) return;
     const std::int64_t n = std::min<std::int64_t>(kTile, w.format().n - tile * kTile);
     for (int r = 0; r < 1 << which; ++r)
@@ -152,15 +153,16 @@ void CpuBackend::multiply(const Rows& rows, std::int64_t m, std::span<const Line
   };
   std::int64_t first = 0;
   for (const LinearOutput& o : with_tiles(outputs, epilogue)) {
-    const std::int64_t tiles = packed(o).tile_count(), n = packed(o).format().n;
+    const std::int64_t tiles = packed(o).tile_count(), n = packed(o).format().n,
+                       next = std::min(ahead - first, tiles);
     for (std::int64_t t = std::max(begin, first); t < std::min(end, first + tiles); ++t) {
       const std::int64_t tile = t - first,
                          columns = std::min<std::int64_t>(kTile, n - tile * kTile);
       for (std::int64_t row = 0; row < m;) {
         const int which = m - row >= 8 ? 3 : m - row >= 4 ? 2 : m - row >= 2 ? 1 : 0;
-        run(o, tile, row, which, y);
+        run(o, tile, next, row, which, y);
         if (swiglu) {
-          run(outputs[1], tile, row, which, up);
+          run(outputs[1], tile, next, row, which, up);
           for (int r = 0; r < 1 << which; ++r)
             kernels_.swiglu(y + r * kTile, up + r * kTile, y + r * kTile);
         }
@@ -193,8 +195,8 @@ void CpuBackend::run_linear(std::int64_t m, std::int64_t k, Activations activati
   for (const LinearOutput& o : with_tiles(outputs, epilogue)) tiles += packed(o).tile_count();
   shares_.reset(tiles);
   const auto take = [&](const Rows& rows, int thread) {
-    shares_.take(thread, [&](std::int64_t begin, std::int64_t end) {
-      multiply(rows, m, outputs, epilogue, activations, begin, end);
+    shares_.take(thread, [&](std::int64_t begin, std::int64_t end, std::int64_t run_end) {
+      multiply(rows, m, outputs, epilogue, activations, begin, end, run_end);
     });
   };
   if (own_rows) {

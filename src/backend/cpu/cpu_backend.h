@@ -132,8 +132,8 @@ class CpuBackend final : public Backend {
   // m rows to prepare whose words lie one after the other; set 0 or 1.
   XRow* single_rows(int set, std::int64_t m, const KPlan& plan, bool fixed, bool plain);
   void multiply(const Rows& rows, std::int64_t m, std::span<const LinearOutput> outputs,
-                Epilogue epilogue, Activations activations, std::int64_t begin,
-                std::int64_t end) const;
+                Epilogue epilogue, Activations activations, std::int64_t begin, std::int64_t end,
+                std::int64_t ahead) const;
   template <class Prepare>
   void run_linear(std::int64_t m, std::int64_t k, Activations activations,
                   std::span<const LinearOutput> outputs, Epilogue epilogue, bool own_rows,

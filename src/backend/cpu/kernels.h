@@ -51,8 +51,10 @@ struct TileWeight {
   int pieces = 1;
 };
 
-// out[m][16] = rows of tile `tile` times x[m], m < rows.
-using TileFn = void (*)(const TileWeight& w, std::int64_t tile, const XRow* x, float* out);
+// out[m][16] = rows of tile `tile` times x[m], m < rows. Brings what follows into the cache, up to
+// the tile before `ahead`, that this thread streams next (nothing if ahead <= tile).
+using TileFn = void (*)(const TileWeight& w, std::int64_t tile, std::int64_t ahead, const XRow* x,
+                        float* out);
 
 // The same before pieces are added: row m's at out[m] [pieces][16].
 using PiecesFn = void (*)(const TileWeight& w, std::int64_t tile, const XRow* x, float* const* out);

@@ -129,8 +129,9 @@ void CpuBackend::experts(const ExpertsArgs& a) {
         float gate[4 * kTile], up[4 * kTile];
         const int count = 1 << which;
         for (int r = 0; r < count; ++r) rows[r] = x[g.tokens[static_cast<std::size_t>(i + r)]];
-        kernel(kernels_.tile, *g.gate)[which](g.gate->tiles(), g.matrix * tiles + tile, rows, gate);
-        kernel(kernels_.tile, *g.up)[which](g.up->tiles(), g.matrix * tiles + tile, rows, up);
+        const std::int64_t t = g.matrix * tiles + tile, ahead = i == 0 ? (g.matrix + 1) * tiles : 0;
+        kernel(kernels_.tile, *g.gate)[which](g.gate->tiles(), t, ahead, rows, gate);
+        kernel(kernels_.tile, *g.up)[which](g.up->tiles(), t, ahead, rows, up);
         for (int r = 0; r < count; ++r) {
           kernels_.swiglu(gate + r * kTile, up + r * kTile, gate + r * kTile);
           std::memcpy(act_of(g, static_cast<std::size_t>(i + r)) + tile * kTile, gate + r * kTile,
