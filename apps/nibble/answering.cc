@@ -119,6 +119,7 @@ double bytes_per_token(const Completion& c, const EngineMemory& memory) {
   const double depth =
       static_cast<double>(c.prompt_tokens) + (static_cast<double>(c.decode_steps) + 1) / 2;
   return static_cast<double>(memory.weights_per_token) +
+         2 * static_cast<double>(memory.state_per_step) +
          depth * static_cast<double>(memory.kv_per_position);
 }
 

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "base/error.h"
+#include "checkpoint/random_checkpoint.h"
 #include "commands.h"
 #include "common.h"
 #include "console.h"
@@ -19,6 +20,9 @@ using Clock = std::chrono::steady_clock;
 
 struct Options {
   ModelFlags model;
+  std::string config;  // a published model's shapes, with random weights
+  bool random_weights = false;
+  std::int64_t layers = 0;  // 0: all
   std::vector<std::int64_t> prompt{512}, generate{128}, depth{0};
   std::vector<int> threads{0};
   int repeat = 5;
@@ -47,6 +51,7 @@ class Bench {
 
   Row run(const Test& t, int repeat, Progress& progress) {
     fill(t.depth);
+    engine_.checkpoint(0);
     double sum = 0, squares = 0;
     for (int i = -1; i < repeat; ++i) {  // the first run warms up
       engine_.truncate(0, t.depth);
@@ -107,6 +112,7 @@ class Bench {
     for (std::int64_t at = t.depth; at < t.depth + t.tokens;) {
       at = t.decode ? at + 1 : chunk_end(at, t.depth + t.tokens, Engine::kPrefillChunk);
       bytes += static_cast<double>(memory.weights_per_token) +
+               2 * static_cast<double>(memory.state_per_step) +
                static_cast<double>(at) * static_cast<double>(memory.kv_per_position);
     }
     return bytes / static_cast<double>(t.tokens);
@@ -141,6 +147,22 @@ void print_rows(const std::string& format, const std::vector<Row>& rows) {
          fmt::format("{:.2f}", r.rate * r.bytes / 1e9), fmt::format("{:.1f}", 100 * r.fraction));
 }
 
+std::unique_ptr<Checkpoint> open_or_make(const Options& o) {
+  if (o.config.empty() == o.model.path.empty())
+    fail_usage("give a MODEL, or --config NAME --random-weights");
+  if (o.config.empty()) {
+    if (o.layers > 0 || o.random_weights)
+      fail_usage("--layers and --random-weights go with --config");
+    return open_model(o.model);
+  }
+  if (!o.random_weights)
+    fail_usage("--config {} has no weights of its own: add --random-weights", o.config);
+  ModelConfig c = known_config(o.config);
+  if (o.layers > c.layers) fail_usage("--layers: {} has {}", o.config, c.layers);
+  if (o.layers > 0) c.layers = o.layers, c.attends.resize(static_cast<std::size_t>(o.layers));
+  return random_checkpoint(c);
+}
+
 void bench_model(const Options& o) {
   std::vector<Test> tests;
   std::int64_t context = 1;
@@ -153,7 +175,7 @@ void bench_model(const Options& o) {
   if (tests.empty()) fail_usage("nothing to do: --prompt and --generate are both 0");
   for (const Test& t : tests) context = std::max(context, t.depth + t.tokens);
 
-  const auto checkpoint = open_model(o.model);
+  const auto checkpoint = open_or_make(o);
   std::vector<Row> rows;
   for (const int threads : o.threads) {
     ModelFlags flags = o.model;
@@ -205,6 +227,13 @@ void add_bench_model(CLI::App& bench) {
   auto* cmd = bench.add_subcommand("model", "Prompt and decode speed of a model");
   const auto o = std::make_shared<Options>();
   add_model(*cmd, o->model);
+  cmd->get_option("MODEL")->required(false);
+  cmd->add_option("--config", o->config, "The shapes of a published model instead of a MODEL")
+      ->check(CLI::IsMember(known_configs()));
+  cmd->add_flag("--random-weights", o->random_weights,
+                "With --config: INT4 weights (group 128, the embedding too) made in memory");
+  cmd->add_option("--layers", o->layers, "With --config: the first layers only; 0: all")
+      ->check(CLI::NonNegativeNumber);
   const auto lengths = [&](const char* name, std::vector<std::int64_t>& value, const char* help) {
     cmd->add_option(name, value, help)
         ->delimiter(',')
@@ -234,7 +263,8 @@ void add_bench_model(CLI::App& bench) {
       "measured just before.\n\n"
       "  nibble bench model model.gguf\n"
       "  nibble bench model model.gguf --prompt 0 --generate 64 --depth 0,1024 --threads 1,2\n"
-      "  nibble bench model model.gguf --activations int8 --json");
+      "  nibble bench model model.gguf --activations int8 --json\n"
+      "  nibble bench model --config qwen3.6-27b --random-weights --layers 16");
   cmd->callback([o] { bench_model(*o); });
 }
 

@@ -39,6 +39,20 @@ Json config_json(const ModelConfig& c) {
             {"qkv_bias", c.qkv_bias},
             {"o_bias", c.o_bias},
             {"qk_norm", c.qk_norm}};
+  if (c.hybrid()) {
+    j["attention_layers"] = c.attention_layers();
+    j["rotary"] = c.rotary_dims();
+    j["delta_net"] = {{"key_heads", c.delta.key_heads},
+                      {"value_heads", c.delta.value_heads},
+                      {"key_dim", c.delta.key_dim},
+                      {"value_dim", c.delta.value_dim},
+                      {"conv_kernel", c.delta.conv_kernel}};
+  }
+  if (c.moe.experts > 0)
+    j["experts"] = {{"count", c.moe.experts},
+                    {"top_k", c.moe.top_k},
+                    {"intermediate", c.moe.intermediate},
+                    {"shared_intermediate", c.moe.shared_intermediate}};
   if (c.rope_scaling)
     j["rope_scaling"] = {{"type", "llama3"},
                          {"factor", c.rope_scaling->factor},
@@ -81,6 +95,12 @@ Json describe(const Checkpoint& checkpoint, const std::string& path) {
   auto types = Json::object();
   for (const auto& [type, total] : totals)
     types[type] = {{"tensors", total.tensors}, {"bytes", total.bytes}};
+  auto skipped = Json::array();
+  for (const SkippedTensors& s : checkpoint.skipped())
+    skipped.push_back({{"what", s.what},
+                       {"tensors", s.tensors},
+                       {"parameters", s.parameters},
+                       {"bytes", s.bytes}});
   const auto spec = checkpoint.tokenizer();
   return {{"model", path},
           {"format", checkpoint.format()},
@@ -91,7 +111,31 @@ Json describe(const Checkpoint& checkpoint, const std::string& path) {
           {"parameters", static_cast<std::uint64_t>(all.elements)},
           {"bytes", all.bytes},
           {"types", types},
+          {"skipped", skipped},
           {"tensors", tensors}};
+}
+
+// Tensors of the experts of a layer that are alike as one row: "...experts.*.up_proj.weight".
+Json experts_together(const Json& tensors) {
+  std::map<std::string, std::size_t> rows;  // name and type -> its row
+  auto list = Json::array();
+  for (Json t : tensors) {
+    auto name = t["name"].get<std::string>();
+    constexpr std::string_view kExperts = ".experts.";
+    if (const auto at = name.find(kExperts); at != std::string::npos) {
+      const auto first = at + kExperts.size();
+      name.replace(first, name.find('.', first) - first, "*");
+      const auto [row, fresh] = rows.try_emplace(name + t["type"].dump(), list.size());
+      if (!fresh) {
+        list[row->second]["bytes"] =
+            list[row->second]["bytes"].get<std::uint64_t>() + t["bytes"].get<std::uint64_t>();
+        continue;
+      }
+      t["name"] = name;
+    }
+    list.push_back(std::move(t));
+  }
+  return list;
 }
 
 void print_fields(std::string_view title, const Json& fields) {
@@ -112,7 +156,7 @@ void inspect(const Options& o) {
   print_fields("config", all["config"]);
   print_fields("generation", all["generation"]);
   out("\n{:<56} {:<14} {:<16} {:>10}\n", "tensor", "type", "shape", "size");
-  for (const Json& t : all["tensors"])
+  for (const Json& t : experts_together(all["tensors"]))
     out("{:<56} {:<14} {:<16} {:>10}{}\n", printable(t["name"].get<std::string>()),
         printable(t["type"].get<std::string>()),
         fmt::format("{}", fmt::join(t["shape"].get<std::vector<std::int64_t>>(), " x ")),
@@ -122,6 +166,10 @@ void inspect(const Options& o) {
   for (const auto& [type, total] : all["types"].items())
     out("{:<16} {:>8} {:>12}\n", printable(type), total["tensors"].get<std::int64_t>(),
         human_bytes(total["bytes"]));
+  for (const Json& s : all["skipped"])
+    out("\n{} {} tensors are left out: {:.1f} M parameters, {}\n",
+        s["tensors"].get<std::uint64_t>(), s["what"].get<std::string>(),
+        s["parameters"].get<double>() / 1e6, human_bytes(s["bytes"]));
 }
 
 }  // namespace

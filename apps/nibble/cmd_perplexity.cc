@@ -12,7 +12,7 @@ struct Options {
   ModelFlags model;
   std::string text;
   std::int64_t window = 512, windows = 0;
-  bool json = false;
+  bool documents = false, json = false;
 };
 
 void perplexity_of(const Options& o) {
@@ -20,11 +20,13 @@ void perplexity_of(const Options& o) {
   const auto checkpoint = open_model(o.model);
   const auto spec = checkpoint->tokenizer();
   const Tokenizer tokenizer = load_tokenizer(*checkpoint, o.model);
-  const auto ids = tokenizer.encode(text, false, true);
+  const auto ids = o.documents ? document_ids(text, tokenizer, checkpoint->generation())
+                               : tokenizer.encode(text, false, true);
   PerplexityOptions options;
+  options.score_all = o.documents;
   options.window = o.window;
   options.windows = o.windows;
-  if (!spec->prefix_ids.empty()) options.bos = spec->prefix_ids.front();
+  if (!spec->prefix_ids.empty() && !o.documents) options.bos = spec->prefix_ids.front();
   const auto engine = load_engine(*checkpoint, o.model, o.window);
   EngineStepper stepper(*engine);
   Perplexity p;
@@ -63,6 +65,9 @@ void add_perplexity(CLI::App& app) {
   cmd->add_option("--windows", o->windows, "Stop after this many windows; 0: all")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
+  cmd->add_flag(
+      "--documents", o->documents,
+      "Each line is a document and begins with the model's BOS; all of a window is scored");
   add_device(*cmd, o->model);
   add_threads(*cmd, o->model.threads);
   cmd->add_flag("--json", o->json, "Print a JSON object: perplexity, stderr, windows, ...");

@@ -12,7 +12,11 @@
 
 #include "ops/add_rmsnorm_linear.h"
 #include "ops/attention.h"
+#include "ops/delta_net.h"
 #include "ops/embedding.h"
+#include "ops/experts.h"
+#include "ops/gated_rmsnorm_linear.h"
+#include "ops/router.h"
 
 namespace nibble {
 
@@ -31,10 +35,13 @@ class Backend {
   virtual void download(void* host, const void* device, std::size_t bytes) = 0;
 
   // Repacks a matrix into the order the kernels stream and releases the source's pages as it
-  // goes. pieces: ops/pieces.h (8 for row-parallel operations, else 1).
-  virtual std::unique_ptr<Weight> pack(const WeightSource& source, int pieces) = 0;
+  // goes. pieces: ops/pieces.h (8 for row-parallel operations, else 1). stack: how many matrices
+  // of equally many rows the source holds one below the other (ops/experts.h takes such).
+  virtual std::unique_ptr<Weight> pack(const WeightSource& source, int pieces,
+                                       std::int64_t stack = 1) = 0;
   // Zero-filled. Throws Error saying how much is needed when memory is short.
   virtual std::unique_ptr<KvCache> make_kv_cache(const KvShape& shape) = 0;
+  virtual std::unique_ptr<DeltaState> make_delta_state(const DeltaShape& shape) = 0;
 
   // dst[i] = src[rows[i]], each row `width` floats; rows [m] on the host. dst apart from src.
   virtual void gather(const float* src, const std::int32_t* rows, std::int64_t m,
@@ -44,6 +51,11 @@ class Backend {
   virtual void add_rmsnorm_linear(const AddRmsNormLinearArgs& a) = 0;
   virtual void rope_cache(const RopeCacheArgs& a) = 0;
   virtual void attention(const AttentionArgs& a) = 0;
+  virtual void causal_conv(const CausalConvArgs& a) = 0;
+  virtual void delta_rule(const DeltaRuleArgs& a) = 0;
+  virtual void gated_rmsnorm_linear(const GatedRmsNormLinearArgs& a) = 0;
+  virtual void router(const RouterArgs& a) = 0;
+  virtual void experts(const ExpertsArgs& a) = 0;
 };
 
 // device: "cpu" (others: Error naming those built). threads: 0 = every core this process may use.

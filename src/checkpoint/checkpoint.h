@@ -25,6 +25,12 @@ struct TensorInfo {
   std::string note;         // e.g. "requantised to int4 group 32 at load"; usually empty
 };
 
+// Tensors that are no part of the text decoder, left out of everything.
+struct SkippedTensors {
+  std::string what;  // "vision", "multi-token prediction"
+  std::uint64_t tensors = 0, parameters = 0, bytes = 0;
+};
+
 struct OpenOptions {
   // GGUF Q5_1, Q5_K and Q6_K fit no kernel: requantised to int8 group 32, or with this rounded to
   // fp16. (The other types run exactly as stored, Q5_0 as int8 and Q4_K as affine int4.)
@@ -46,13 +52,15 @@ class Checkpoint {
   // A 2-D tensor, [n, k] as expected by the caller; Error when missing or of another shape.
   virtual std::unique_ptr<WeightSource> weight(std::string_view name, std::int64_t n,
                                                std::int64_t k) const = 0;
-  // A 1-D tensor of `size` elements as fp32; Error when missing, of another size or not finite.
+  // A 1-D tensor of `size` elements as fp32, or the taps [n, 1, t] of a depthwise convolution, row
+  // by row; Error when missing, of another size or not finite.
   virtual std::vector<float> vector(std::string_view name, std::int64_t size) const = 0;
   // nullopt: the checkpoint carries none.
   virtual std::optional<TokenizerSpec> tokenizer() const = 0;
   virtual std::optional<std::string> chat_template() const = 0;
   // Lines a user should see (requantised tensors and the like).
   virtual std::vector<std::string> notices() const = 0;
+  virtual std::vector<SkippedTensors> skipped() const { return {}; }
 };
 
 }  // namespace nibble

@@ -1,5 +1,6 @@
 // A model's configuration, from config.json or GGUF metadata, validated.
 #pragma once
+#include <algorithm>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -13,8 +14,19 @@ struct RopeScaling {  // "llama3" only; anything else is refused at load
   std::int64_t original_max_position = 8192;
 };
 
+struct DeltaNetConfig {  // the gated delta net layers of a hybrid model
+  std::int64_t key_heads = 0, value_heads = 0, key_dim = 0, value_dim = 0, conv_kernel = 0;
+  std::int64_t key_width() const { return key_heads * key_dim; }
+  std::int64_t value_width() const { return value_heads * value_dim; }
+  std::int64_t channels() const { return 2 * key_width() + value_width(); }
+};
+
+struct MoeConfig {  // a mixture of experts in place of every MLP; experts == 0: none
+  std::int64_t experts = 0, top_k = 0, intermediate = 0, shared_intermediate = 0;
+};
+
 struct ModelConfig {
-  std::string architecture;  // canonical: "llama", "qwen2", "qwen3"
+  std::string architecture;  // canonical: "llama", "qwen2", "qwen3", "qwen3_5", "qwen3_5_moe"
   std::int64_t hidden = 0, layers = 0, heads = 0, kv_heads = 0, head_dim = 0, intermediate = 0;
   std::int64_t vocab = 0, max_position = 0;
   double rms_eps = 1e-6, rope_theta = 10000;
@@ -23,6 +35,16 @@ struct ModelConfig {
       {};  // GGUF rope_freqs.weight: [head_dim/2], divides the frequencies
   bool tied_embedding = false;
   bool qkv_bias = false, o_bias = false, qk_norm = false;
+  std::int64_t rotary = 0;         // dims of a head that RoPE turns; 0: all
+  std::vector<bool> attends = {};  // [layers] attention, else a gated delta net; empty: all attend
+  DeltaNetConfig delta = {};
+  MoeConfig moe = {};
+
+  bool hybrid() const { return !attends.empty(); }
+  std::int64_t rotary_dims() const { return rotary > 0 ? rotary : head_dim; }
+  std::int64_t attention_layers() const {
+    return hybrid() ? std::count(attends.begin(), attends.end(), true) : layers;
+  }
 };
 
 struct GenerationConfig {         // generation_config.json, or the GGUF's metadata

@@ -4,6 +4,7 @@
 
 #include "base/error.h"
 #include "checkpoint/config.h"
+#include "checkpoint/hybrid_config.h"
 #include "checkpoint/json.h"
 #include "checkpoint/limits.h"
 #include "checkpoint/names.h"
@@ -19,6 +20,10 @@ constexpr std::array kArchitectures = {
     Architecture{"MistralForCausalLM", "mistral", "llama"},
     Architecture{"Qwen2ForCausalLM", "qwen2", "qwen2"},
     Architecture{"Qwen3ForCausalLM", "qwen3", "qwen3"},
+    Architecture{"Qwen3_5ForConditionalGeneration", "qwen3_5", "qwen3_5"},
+    Architecture{"Qwen3_5ForCausalLM", "qwen3_5_text", "qwen3_5"},
+    Architecture{"Qwen3_5MoeForConditionalGeneration", "qwen3_5_moe", "qwen3_5_moe"},
+    Architecture{"Qwen3_5MoeForCausalLM", "qwen3_5_moe_text", "qwen3_5_moe"},
 };
 
 const Architecture& find_architecture(const JsonFields& c) {
@@ -42,15 +47,14 @@ const Architecture& find_architecture(const JsonFields& c) {
 // rope_theta and scaling: at the top level with "rope_scaling", or all in "rope_parameters"
 // (transformers 5).
 void read_rope(const JsonFields& c, ModelConfig& m) {
+  const bool hybrid = is_hybrid(m.architecture);
   m.rope_theta = c.number_or("rope_theta", 10000, 1, 1e12);
-  require(c.number_or("partial_rotary_factor", 1, 0, 1) == 1,
-          "{}: \"partial_rotary_factor\" other than 1 is not supported", c.where());
+  double rotated = c.number_or("partial_rotary_factor", hybrid ? kHybridRotary : 1, 0, 1);
   for (const std::string_view key : {"rope_scaling", "rope_parameters"}) {
     if (c.find(key) == nullptr) continue;
     const JsonFields r = c.object(key);
     m.rope_theta = r.number_or("rope_theta", m.rope_theta, 1, 1e12);
-    require(r.number_or("partial_rotary_factor", 1, 0, 1) == 1,
-            "{}: \"partial_rotary_factor\" other than 1 is not supported", r.where());
+    rotated = r.number_or("partial_rotary_factor", rotated, 0, 1);
     const std::string type = r.string_or("rope_type", r.string_or("type", "default"));
     if (type == "default") continue;
     require(type == "llama3", "{}: the RoPE scaling {} is not supported (default, llama3 are)",
@@ -64,6 +68,9 @@ void read_rope(const JsonFields& c, ModelConfig& m) {
     s.original_max_position = r.integer("original_max_position_embeddings", 1, limits::kPositions);
     m.rope_scaling = s;
   }
+  require(hybrid || rotated == 1, "{}: \"partial_rotary_factor\" other than 1 is not supported",
+          c.where());
+  if (hybrid) set_rotary(rotated, c.where(), m);
 }
 
 // Attention over a window gives other answers than full attention once the context exceeds it.
@@ -106,20 +113,25 @@ void add_ids(const JsonFields& c, std::string_view key, std::vector<std::int32_t
 
 ModelConfig parse_config_json(std::string_view json, std::string_view where) {
   const Json root = parse_json_object(json, where);
-  const JsonFields c(root, std::string(where));
-  const Architecture& arch = find_architecture(c);
+  const JsonFields top(root, std::string(where));
+  const Architecture& arch = find_architecture(top);
+  // A multimodal wrapper keeps the decoder's fields one level down.
+  const JsonFields c = top.find("text_config") != nullptr ? top.object("text_config") : top;
   ModelConfig m;
   m.architecture = arch.canonical;
   m.hidden = c.integer("hidden_size", 1, limits::kWidth);
   m.layers = c.integer("num_hidden_layers", 1, limits::kLayers);
   m.heads = c.integer("num_attention_heads", 1, limits::kHeads);
   m.kv_heads = c.integer_or("num_key_value_heads", m.heads, 1, m.heads);
-  m.intermediate = c.integer("intermediate_size", 1, limits::kWidth);
+  const bool hybrid = is_hybrid(m.architecture);
+  if (hybrid) read_hybrid(c, m);
+  if (m.moe.experts == 0) m.intermediate = c.integer("intermediate_size", 1, limits::kWidth);
   m.vocab = c.integer("vocab_size", 1, limits::kVocab);
   m.max_position = c.integer_or("max_position_embeddings", 2048, 1, limits::kPositions);
   m.head_dim = c.integer_or("head_dim", m.hidden / m.heads, 1, limits::kHeadDim);
   m.rms_eps = c.number_or("rms_norm_eps", 1e-6, 0, 1);
-  m.tied_embedding = c.boolean_or("tie_word_embeddings", false);
+  m.tied_embedding =
+      c.boolean_or("tie_word_embeddings", top.boolean_or("tie_word_embeddings", false));
   const std::string act = c.string_or("hidden_act", "silu");
   require(act == "silu" || act == "swish", "{}: the activation {} is not supported (silu is)",
           where, quote(act));
@@ -127,9 +139,10 @@ ModelConfig parse_config_json(std::string_view json, std::string_view where) {
   const bool bias = c.boolean_or("attention_bias", false);
   m.qkv_bias = bias || m.architecture == "qwen2";
   m.o_bias = bias && m.architecture != "qwen2";
-  m.qk_norm = m.architecture == "qwen3";
+  m.qk_norm = m.architecture == "qwen3" || hybrid;
+  require(!hybrid || !bias, "{}: \"attention_bias\" is not supported", where);
   read_rope(c, m);
-  refuse_sliding_window(c, arch, m.max_position);
+  if (!hybrid) refuse_sliding_window(c, arch, m.max_position);
   limits::check_heads(m, where);
   return m;
 }
@@ -160,6 +173,11 @@ GenerationConfig parse_generation_json(std::string_view generation_json,
     const JsonFields c(root, std::string(where));
     add_ids(c, "eos_token_id", g.eos);
     if (bos.empty()) add_ids(c, "bos_token_id", bos);
+    if (c.find("text_config") != nullptr) {
+      const JsonFields text = c.object("text_config");
+      add_ids(text, "eos_token_id", g.eos);
+      if (bos.empty()) add_ids(text, "bos_token_id", bos);
+    }
   }
   if (!bos.empty()) g.bos = bos.front();
   return g;

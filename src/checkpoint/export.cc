@@ -149,6 +149,33 @@ std::vector<ExportedFile> from_metadata(const Checkpoint& checkpoint, const Quan
 
 }  // namespace
 
+// The text decoder alone, as transformers saves one.
+static OrderedJson hybrid_json(const ModelConfig& m) {
+  OrderedJson j, types = OrderedJson::array();
+  for (const bool attends : m.attends)
+    types.push_back(attends ? "full_attention" : "linear_attention");
+  const bool moe = m.moe.experts > 0;
+  j["architectures"] = OrderedJson::array({moe ? "Qwen3_5MoeForCausalLM" : "Qwen3_5ForCausalLM"});
+  j["model_type"] = m.architecture + "_text";
+  j["layer_types"] = types;
+  j["linear_num_key_heads"] = m.delta.key_heads;
+  j["linear_num_value_heads"] = m.delta.value_heads;
+  j["linear_key_head_dim"] = m.delta.key_dim;
+  j["linear_value_head_dim"] = m.delta.value_dim;
+  j["linear_conv_kernel_dim"] = m.delta.conv_kernel;
+  const double rotated = static_cast<double>(m.rotary_dims()) / static_cast<double>(m.head_dim);
+  j["partial_rotary_factor"] = rotated;
+  j["rope_parameters"] = {{"rope_type", "default"},
+                          {"rope_theta", tidy(m.rope_theta)},
+                          {"partial_rotary_factor", rotated}};
+  if (!moe) return j;
+  j["num_experts"] = m.moe.experts;
+  j["num_experts_per_tok"] = m.moe.top_k;
+  j["moe_intermediate_size"] = m.moe.intermediate;
+  j["shared_expert_intermediate_size"] = m.moe.shared_intermediate;
+  return j;
+}
+
 std::string config_json(const ModelConfig& m, const GenerationConfig& generation, DType plain) {
   const bool llama = m.architecture == "llama", qwen2 = m.architecture == "qwen2";
   // What the classes' own switches can say: llama and qwen3 have one for all four biases.
@@ -156,16 +183,18 @@ std::string config_json(const ModelConfig& m, const GenerationConfig& generation
           "biases on only some attention projections of a {} model cannot be expressed in "
           "config.json; quantize the model's Hugging Face checkpoint instead",
           m.architecture);
-  require(m.qk_norm == (m.architecture == "qwen3"),
+  require(m.qk_norm == (m.architecture == "qwen3" || m.hybrid()),
           "a {} model {} q/k norms cannot be expressed in config.json", m.architecture,
           m.qk_norm ? "with" : "without");
-  OrderedJson j;
-  j["architectures"] = OrderedJson::array({llama   ? "LlamaForCausalLM"
-                                           : qwen2 ? "Qwen2ForCausalLM"
-                                                   : "Qwen3ForCausalLM"});
-  j["model_type"] = m.architecture;
+  OrderedJson j = m.hybrid() ? hybrid_json(m) : OrderedJson();
+  if (!m.hybrid()) {
+    j["architectures"] = OrderedJson::array({llama   ? "LlamaForCausalLM"
+                                             : qwen2 ? "Qwen2ForCausalLM"
+                                                     : "Qwen3ForCausalLM"});
+    j["model_type"] = m.architecture;
+  }
   j["hidden_size"] = m.hidden;
-  j["intermediate_size"] = m.intermediate;
+  if (m.intermediate > 0) j["intermediate_size"] = m.intermediate;
   j["num_hidden_layers"] = m.layers;
   j["num_attention_heads"] = m.heads;
   j["num_key_value_heads"] = m.kv_heads;
@@ -174,7 +203,7 @@ std::string config_json(const ModelConfig& m, const GenerationConfig& generation
   j["max_position_embeddings"] = m.max_position;
   j["hidden_act"] = "silu";
   j["rms_norm_eps"] = tidy(m.rms_eps);
-  j["rope_theta"] = tidy(m.rope_theta);
+  if (!m.hybrid()) j["rope_theta"] = tidy(m.rope_theta);
   if (!m.rope_factors.empty()) j["rope_scaling"] = llama3_scaling(m);
   if (!qwen2) j["attention_bias"] = m.qkv_bias;
   j["tie_word_embeddings"] = m.tied_embedding;

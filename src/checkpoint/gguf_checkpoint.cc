@@ -6,6 +6,7 @@
 #include "base/error.h"
 #include "base/half.h"
 #include "checkpoint/gguf.h"
+#include "checkpoint/gguf_hybrid.h"
 #include "checkpoint/gguf_model.h"
 #include "checkpoint/names.h"
 #include "checkpoint/reader.h"
@@ -15,11 +16,13 @@ namespace nibble {
 namespace {
 
 // Row order of a tensor. llama-architecture files store the rows of q and k for interleaved RoPE:
-// within a head of `head_dim` rows, Hugging Face's row i of half h lies at 2i + h.
+// within a head of `head_dim` rows, Hugging Face's row i of half h lies at 2i + h. Those of hybrid
+// models order value heads, and the columns that meet them, in their own way.
 struct RowOrder {
-  std::int64_t head_dim = 0;  // 0: as stored
+  std::int64_t head_dim = 0;  // 0: not so
+  HeadOrder heads = {}, columns = {};
   std::int64_t stored(std::int64_t row) const {
-    if (head_dim == 0) return row;
+    if (head_dim == 0) return heads.stored(row);
     const std::int64_t in_head = row % head_dim, half = head_dim / 2;
     return row - in_head + 2 * (in_head % half) + in_head / half;
   }
@@ -47,6 +50,10 @@ class GgufWeight : public WeightSource {
     std::vector<float> decoded(tensor_.type->requantised() ? k : 0);
     for (std::size_t r = 0; r < n; ++r)
       read_row(row + static_cast<std::int64_t>(r), r, decoded, out);
+    if (order_.columns.unit > 0) {
+      reorder_columns(out.codes, 1), reorder_columns(out.values, 1);
+      reorder_columns(out.scales, 32), reorder_columns(out.offsets, 32);
+    }
     if (!all_finite(out.scales.data(), groups) ||
         !all_finite(out.offsets.data(), out.offsets.size()) ||
         !all_finite(out.values.data(), out.values.size()))
@@ -54,6 +61,7 @@ class GgufWeight : public WeightSource {
   }
 
   void release(std::int64_t row, std::int64_t count) const override {
+    if (order_.heads.unit > 0) return;  // the rows lie all over the tensor
     std::int64_t first = row, last = row + count;
     if (order_.head_dim > 0) {  // whole heads
       first -= first % order_.head_dim;
@@ -65,6 +73,19 @@ class GgufWeight : public WeightSource {
   }
 
  private:
+  // Entries of rows, each for `width` columns, into Hugging Face's order.
+  template <class T>
+  void reorder_columns(std::vector<T>& rows, std::int64_t width) const {
+    const auto n = static_cast<std::size_t>(format_.k / width);
+    std::vector<T> stored(n);
+    for (std::size_t at = 0; at < rows.size(); at += n) {
+      std::copy_n(rows.begin() + static_cast<std::ptrdiff_t>(at), n, stored.begin());
+      for (std::size_t i = 0; i < n; ++i)
+        rows[at + i] = stored[static_cast<std::size_t>(
+            order_.columns.stored(static_cast<std::int64_t>(i) * width) / width)];
+    }
+  }
+
   [[noreturn]] void refuse(std::int64_t row, std::int64_t count) const {
     fail("{}: tensor {}: a {} in rows {}..{} is not finite; the file is damaged", file_->name(),
          quote(tensor_.name), is_quantised(format_.type) ? "scale" : "value", row, row + count - 1);
@@ -108,6 +129,10 @@ class GgufCheckpoint : public Checkpoint {
         generation_(gguf_generation(gguf_)) {
     for (const GgufTensor& t : gguf_.tensors()) {
       if (t.name == "rope_freqs.weight") continue;  // part of the configuration
+      if (config_.hybrid()) {
+        add_hybrid(t);
+        continue;
+      }
       const std::string name = gguf_to_hf_name(t.name);
       require(!name.empty(),
               "{}: tensor {} has no place in a {} model; this variant is not supported",
@@ -145,8 +170,10 @@ class GgufCheckpoint : public Checkpoint {
 
   std::vector<float> vector(std::string_view name, std::int64_t size) const override {
     const GgufTensor& t = required(name);
-    require(t.rank == 1 && t.shape[0] == size, "{}: tensor {}: expected [{}], got [{}]",
-            file_->name(), quote(t.name), size,
+    const bool taps = t.rank == 3 && t.shape[1] == 1;  // of a depthwise convolution
+    const std::int64_t width = taps ? t.shape[2] : 1;
+    require((taps || t.rank == 1) && t.shape[0] * width == size,
+            "{}: tensor {}: expected [{}], got [{}]", file_->name(), quote(t.name), size,
             fmt::join(t.shape.begin(), t.shape.begin() + t.rank, ", "));
     std::vector<float> stored(static_cast<std::size_t>(size)), v(stored.size());
     decode_blocks(*t.type, t.data.data(), size / t.type->values, stored.data());
@@ -155,7 +182,9 @@ class GgufCheckpoint : public Checkpoint {
             quote(t.name));
     const RowOrder order = row_order(name, t);
     for (std::int64_t i = 0; i < size; ++i)
-      v[static_cast<std::size_t>(i)] = stored[static_cast<std::size_t>(order.stored(i))];
+      v[static_cast<std::size_t>(i)] =
+          stored[static_cast<std::size_t>(order.stored(i / width) * width + i % width)];
+    if (config_.hybrid()) undo_converter(name, v);
     return v;
   }
 
@@ -163,6 +192,11 @@ class GgufCheckpoint : public Checkpoint {
   std::optional<std::string> chat_template() const override {
     const auto t = gguf_.string("tokenizer.chat_template");
     return t ? std::optional<std::string>(*t) : std::nullopt;
+  }
+
+  std::vector<SkippedTensors> skipped() const override {
+    if (predicting_.tensors == 0) return {};
+    return {predicting_};
   }
 
   std::vector<std::string> notices() const override {
@@ -197,10 +231,43 @@ class GgufCheckpoint : public Checkpoint {
     return options_.keep_16bit ? "rounded to fp16 at load" : "requantised to int8 group 32 at load";
   }
 
+  RowOrder hybrid_order(std::string_view name, const GgufTensor& t) const {
+    const RowOrder o{.heads = nibble::row_order(name, config_),
+                     .columns = column_order(name, config_)};
+    require(o.columns.unit == 0 || t.type->values == 1 ||
+                (t.type->values == 32 && o.columns.unit % 32 == 0),
+            "{}: tensor {}: blocks of {} columns across heads of {} cannot be put in order; use a "
+            "file in Q8_0, Q4_0 or 16 bit",
+            file_->name(), quote(t.name), t.type->values, o.columns.unit);
+    const auto whole = [&](const HeadOrder& h, std::int64_t size) {
+      const std::int64_t want = h.first + config_.delta.value_heads * h.unit;
+      require(h.unit == 0 || size == want, "{}: tensor {}: expected {} rows or columns, got {}",
+              file_->name(), quote(t.name), want, size);
+    };
+    whole(o.heads, t.shape[0]), whole(o.columns, t.columns());
+    return o;
+  }
+
+  void add_hybrid(const GgufTensor& t) {
+    if (layer_of(t.name) >= config_.layers) {
+      std::uint64_t values = 1;
+      for (int i = 0; i < t.rank; ++i)
+        values *= static_cast<std::uint64_t>(t.shape[static_cast<std::size_t>(i)]);
+      ++predicting_.tensors, predicting_.parameters += values, predicting_.bytes += t.data.size();
+      return;
+    }
+    const auto tensors = hybrid_tensors(t, config_.moe.experts, made_);
+    require(!tensors.empty(),
+            "{}: tensor {} has no place in a {} model; this variant is not supported",
+            file_->name(), quote(t.name), config_.architecture);
+    for (const auto& [name, tensor] : tensors) by_name_.emplace(name, tensor);
+  }
+
   RowOrder row_order(std::string_view name, const GgufTensor& t) const {
     const bool permuted = config_.architecture == "llama" &&
                           (name.find(".self_attn.q_proj.") != std::string_view::npos ||
                            name.find(".self_attn.k_proj.") != std::string_view::npos);
+    if (config_.hybrid()) return hybrid_order(name, t);
     if (!permuted) return {};
     require(t.shape[0] % config_.head_dim == 0,
             "{}: tensor {}: {} rows are no multiple of the head "
@@ -215,6 +282,8 @@ class GgufCheckpoint : public Checkpoint {
   ModelConfig config_;
   GenerationConfig generation_;
   std::map<std::string, const GgufTensor*, std::less<>> by_name_;  // Hugging Face name
+  std::deque<GgufTensor> made_;                                    // parts of the file's tensors
+  SkippedTensors predicting_{"multi-token prediction"};
 };
 
 }  // namespace

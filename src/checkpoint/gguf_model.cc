@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "checkpoint/gguf_hybrid.h"
 #include "checkpoint/limits.h"
 #include "checkpoint/names.h"
 #include "text/unicode.h"
@@ -14,7 +15,8 @@
 namespace nibble {
 namespace {
 
-constexpr std::array<std::string_view, 3> kArchitectures = {"llama", "qwen2", "qwen3"};
+constexpr std::array<std::string_view, 5> kArchitectures = {"llama", "qwen2", "qwen3", "qwen35",
+                                                            "qwen35moe"};
 
 // Token types of tokenizer.ggml.token_type.
 enum : std::int64_t {
@@ -72,8 +74,8 @@ void read_rope(const Gguf& file, const ArchKeys& keys, ModelConfig& m) {
           file.where(), quote(type));
   keys.refuse("rope.scale_linear", 1, "RoPE scaling");
   const auto rotated = keys.integer_or("rope.dimension_count", m.head_dim, limits::kHeadDim);
-  require(rotated == m.head_dim, "{}: RoPE over {} of {} dimensions is not supported", file.where(),
-          rotated, m.head_dim);
+  require(rotated == m.head_dim || m.hybrid(), "{}: RoPE over {} of {} dimensions is not supported",
+          file.where(), rotated, m.head_dim);
   const GgufTensor* factors = file.tensor("rope_freqs.weight");
   if (factors == nullptr) return;
   require(
@@ -115,19 +117,25 @@ ModelConfig gguf_config(const Gguf& file) {
   ModelConfig m;
   m.architecture = arch;
   m.hidden = keys.integer("embedding_length", limits::kWidth);
+  const bool hybrid = is_hybrid_gguf(arch);
   m.layers = keys.integer("block_count", limits::kLayers);
+  if (hybrid) m.layers -= prediction_layers(file, arch);
+  require(m.layers > 0, "{}: a model of {} layers", file.where(), m.layers);
   m.heads = keys.integer("attention.head_count", limits::kHeads);
   m.kv_heads = keys.has("attention.head_count_kv")
                    ? keys.integer("attention.head_count_kv", m.heads)
                    : m.heads;
-  m.intermediate = keys.integer("feed_forward_length", limits::kWidth);
+  if (arch != "qwen35moe") m.intermediate = keys.integer("feed_forward_length", limits::kWidth);
   m.max_position = keys.integer("context_length", limits::kPositions);
   m.head_dim = keys.integer_or("attention.key_length", m.hidden / m.heads, limits::kHeadDim);
   require(keys.integer_or("attention.value_length", m.head_dim, limits::kHeadDim) == m.head_dim,
           "{}: value heads of another size than key heads are not supported", file.where());
   limits::check_heads(m, file.where());
   m.rms_eps = keys.number_or("attention.layer_norm_rms_epsilon", 1e-6, 0, 1);
-  keys.refuse("expert_count", 0, "a mixture of experts");
+  if (hybrid)
+    read_hybrid(file, arch, m);
+  else
+    keys.refuse("expert_count", 0, "a mixture of experts");
   const auto window = keys.integer_or("attention.sliding_window", 0, INT64_MAX);
   require(window == 0 || window >= m.max_position, "{}: sliding-window attention is not supported",
           file.where());
@@ -140,6 +148,7 @@ ModelConfig gguf_config(const Gguf& file) {
   m.vocab = embedding->shape[0];
   require(m.vocab <= limits::kVocab, "{}: a vocabulary of {} is too large", file.where(), m.vocab);
   m.tied_embedding = file.tensor("output.weight") == nullptr;
+  if (hybrid) return m;
   m.qkv_bias = file.tensor("blk.0.attn_q.bias") != nullptr;
   m.o_bias = file.tensor("blk.0.attn_output.bias") != nullptr;
   m.qk_norm = file.tensor("blk.0.attn_q_norm.weight") != nullptr;

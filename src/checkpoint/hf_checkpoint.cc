@@ -4,6 +4,8 @@
 #include <utility>
 
 #include "base/error.h"
+#include "checkpoint/hf_tensors.h"
+#include "checkpoint/hybrid_config.h"
 #include "checkpoint/names.h"
 #include "checkpoint/packed.h"
 #include "checkpoint/reader.h"
@@ -159,8 +161,11 @@ class HfCheckpoint : public Checkpoint {
 
   std::vector<float> vector(std::string_view name, std::int64_t size) const override {
     const Part& p = required(name);
-    require(p.tensor.shape == std::vector{size}, "{}: tensor {}: expected [{}], got [{}]",
-            p.file->name(), quote(name), size, fmt::join(p.tensor.shape, ", "));
+    const auto& shape = p.tensor.shape;
+    const bool taps = shape.size() == 3 && shape[1] == 1;  // of a depthwise convolution
+    require(taps ? shape[0] * shape[2] == size : shape == std::vector{size},
+            "{}: tensor {}: expected [{}], got [{}]", p.file->name(), quote(name), size,
+            fmt::join(shape, ", "));
     require(plain_type(p.tensor.dtype).has_value(),
             "{}: tensor {}: values of dtype {} are not supported", p.file->name(), quote(name),
             dtype_name(p.tensor.dtype));
@@ -172,12 +177,15 @@ class HfCheckpoint : public Checkpoint {
   std::optional<TokenizerSpec> tokenizer() const override;
   std::optional<std::string> chat_template() const override;
   std::vector<std::string> notices() const override { return {}; }
+  std::vector<SkippedTensors> skipped() const override { return skipped_; }
 
  private:
   std::string path(std::string_view file) const { return fmt::format("{}/{}", dir_.name, file); }
 
   // Adds the tensors of one file: all, or those `wanted` names (stored name -> found).
   void load_file(const std::shared_ptr<const Blob>& file, std::map<std::string, bool>* wanted);
+  void add(const std::string& name, Part part);
+  void skip(std::string_view what, const StoredTensor& t);
   void load_shards(const std::string& index);
   void load_files();
   void check_parts() const;
@@ -220,6 +228,7 @@ class HfCheckpoint : public Checkpoint {
   GenerationConfig generation_;
   PackScheme scheme_;
   std::map<std::string, Part, std::less<>> parts_;  // by canonical name
+  std::vector<SkippedTensors> skipped_;
 };
 
 void HfCheckpoint::load_file(const std::shared_ptr<const Blob>& file,
@@ -230,10 +239,34 @@ void HfCheckpoint::load_file(const std::shared_ptr<const Blob>& file,
       if (it == wanted->end()) continue;
       it->second = true;
     }
+    if (config_.hybrid()) {
+      if (const auto what = skipped_part(t.name); !what.empty()) {
+        skip(what, t);
+        continue;
+      }
+    }
     const std::string name = canonical_name(t.name);
-    require(parts_.try_emplace(name, Part{std::move(t), file}).second,
-            "{}: tensor {} is stored twice, under two prefixes", file->name(), quote(name));
+    const Part part{std::move(t), file};
+    auto experts = config_.moe.experts > 0 ? split_experts(name, part, config_.moe.experts)
+                                           : std::vector<std::pair<std::string, Part>>{};
+    if (experts.empty()) add(name, part);
+    for (auto& [expert, matrix] : experts) add(expert, std::move(matrix));
   }
+}
+
+void HfCheckpoint::add(const std::string& name, Part part) {
+  const std::string file = part.file->name();
+  require(parts_.try_emplace(name, std::move(part)).second,
+          "{}: tensor {} is stored twice, under two prefixes", file, quote(name));
+}
+
+void HfCheckpoint::skip(std::string_view what, const StoredTensor& t) {
+  auto it = std::find_if(skipped_.begin(), skipped_.end(),
+                         [&](const SkippedTensors& s) { return s.what == what; });
+  if (it == skipped_.end()) it = skipped_.insert(it, {std::string(what)});
+  ++it->tensors;
+  it->bytes += t.data.size();
+  it->parameters += t.data.size() / dtype_size(t.dtype);
 }
 
 void HfCheckpoint::load_files() {

@@ -10,7 +10,8 @@
 namespace nibble::limits {
 
 inline constexpr std::int64_t kWidth = 1 << 24, kVocab = 1 << 24, kLayers = 4096, kHeads = 1 << 16,
-                              kHeadDim = 4096, kPositions = std::int64_t{1} << 40;
+                              kExperts = 1 << 16, kHeadDim = 4096,
+                              kPositions = std::int64_t{1} << 40;
 
 inline void check_heads(const ModelConfig& m, std::string_view where) {
   require(m.heads % m.kv_heads == 0, "{}: {} attention heads are no multiple of {} KV heads", where,

@@ -196,7 +196,9 @@ class MatrixRun {
 
 void write_vector(const Checkpoint& checkpoint, const QuantizeStep& step,
                   SafetensorsWriter& writer) {
-  const std::vector<float> x = checkpoint.vector(step.info.name, step.info.shape[0]);
+  std::int64_t size = 1;
+  for (const std::int64_t n : step.info.shape) size *= n;
+  const std::vector<float> x = checkpoint.vector(step.info.name, size);
   if (step.dtype == DType::F32) return writer.write(x.data(), x.size() * sizeof(float));
   std::vector<std::uint16_t> bits(x.size());
   std::transform(x.begin(), x.end(), bits.begin(),

@@ -118,7 +118,8 @@ QuantizePlan plan_quantize(const Checkpoint& checkpoint, const QuantizeOptions& 
     QuantizeStep step;
     const std::string& name = info.name;
     if (!is_matrix(info)) {
-      require(info.shape.size() == 1,
+      const bool taps = info.shape.size() == 3 && info.shape[1] == 1;
+      require(info.shape.size() == 1 || (taps && name.ends_with(".conv1d.weight")),
               "tensor {} with {} dimensions has no place in a supported "
               "model; quantize cannot tell what it is",
               quote(name), info.shape.size());

@@ -17,7 +17,7 @@ struct QuantizeStep {
     Packed,  // quantised to INT4
     Copied,  // INT4 as it is: same codes and scales, only cut to `group`
     Plain,   // a matrix in `dtype`
-    Vector,  // one dimension, in `dtype`
+    Vector,  // one dimension, or a convolution's taps [n, 1, t], in `dtype`
   };
   TensorInfo info;
   To to = To::Vector;

@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "model/model.h"
+#include "model/sequence_state.h"
 
 namespace nibble {
 namespace {
@@ -37,8 +38,7 @@ struct Engine::Impl {
   std::int64_t context = 0, vocab = 0;
   std::unique_ptr<Backend> backend;
   std::unique_ptr<Model> model;
-  std::unique_ptr<KvCache> cache;
-  std::vector<std::int64_t> lengths;
+  std::unique_ptr<SequenceState> state;
   EngineMemory memory;
   std::vector<std::int32_t> ids, logits_of;
   std::vector<RowPlace> rows;
@@ -59,27 +59,25 @@ Engine::Engine(const Checkpoint& checkpoint, const EngineOptions& options)
   impl_->vocab = c.vocab;
   impl_->context =
       options.context > 0 ? options.context : std::min(c.max_position, kDefaultContext);
-  const KvShape kv{.layers = c.layers,
-                   .slots = options.slots,
-                   .kv_heads = c.kv_heads,
-                   .head_dim = c.head_dim,
-                   .context = impl_->context,
-                   .type = options.activations == Activations::Fp32 ? KvType::F32 : KvType::I16};
+  const SequenceState::Shape shape = SequenceState::shape(
+      c, options.slots, impl_->context,
+      options.activations == Activations::Fp32 ? KvType::F32 : KvType::I16, options.checkpoints);
+  const KvShape& kv = shape.kv;
   const std::uint64_t weights = estimate_weight_bytes(checkpoint), available = available_memory();
-  require(weights + kv.bytes() <= available,
-          "not enough memory: weights {:.2f} GB and KV cache {:.2f} GB ({} slots of {} positions) "
+  require(weights + shape.bytes() <= available,
+          "not enough memory: weights {:.2f} GB and state {:.2f} GB ({} slots of {} positions) "
           "are needed, {:.2f} GB "
           "are available; a shorter --context or a smaller model would fit",
-          gb(weights), gb(kv.bytes()), options.slots, impl_->context, gb(available));
+          gb(weights), gb(shape.bytes()), options.slots, impl_->context, gb(available));
   impl_->backend = make_backend(options.device, options.threads);
   impl_->model = Model::load(checkpoint, *impl_->backend, kPrefillChunk, options.progress);
-  impl_->cache = impl_->backend->make_kv_cache(kv);
-  impl_->lengths.assign(static_cast<std::size_t>(options.slots), 0);
+  impl_->state = std::make_unique<SequenceState>(*impl_->backend, shape);
   impl_->memory = {
       .weights = impl_->model->weight_bytes(),
       .weights_per_token = impl_->model->weight_bytes_per_token(),
       .kv_cache = kv.bytes(),
       .kv_per_position = kv.bytes() / static_cast<std::uint64_t>(kv.slots * kv.padded_context()),
+      .state_per_step = shape.delta.layers > 0 ? shape.delta.slot_bytes() : 0,
       .scratch = impl_->model->scratch_bytes()};
 }
 Engine::~Engine() = default;
@@ -120,30 +118,37 @@ std::span<const float> Engine::forward(std::span<const Input> inputs) {
     if (!e.backend->is_host()) e.host_logits.resize(count);
     e.logits_rows = e.logits_of.size();
   }
-  e.model->forward({.ids = e.ids,
-                    .rows = e.rows,
-                    .logits_of = e.logits_of,
-                    .logits = reinterpret_cast<float*>(e.logits.get()),
-                    .cache = e.cache.get(),
-                    .activations = e.options.activations,
-                    .check_finite = e.options.check_finite});
+  try {
+    e.model->forward({.ids = e.ids,
+                      .rows = e.rows,
+                      .logits_of = e.logits_of,
+                      .logits = reinterpret_cast<float*>(e.logits.get()),
+                      .cache = e.state->cache(),
+                      .activations = e.options.activations,
+                      .check_finite = e.options.check_finite,
+                      .delta = e.state->delta()});
+  } catch (...) {  // a recurrence has gone on in some layers
+    for (const Input& in : inputs) e.state->recover(in.slot);
+    throw;
+  }
   for (const Input& in : inputs)
-    e.lengths[static_cast<std::size_t>(in.slot)] += static_cast<std::int64_t>(in.tokens.size());
+    e.state->advance(in.slot, static_cast<std::int64_t>(in.tokens.size()));
   if (count == 0) return {};
   if (e.backend->is_host()) return {reinterpret_cast<const float*>(e.logits.get()), count};
   e.backend->download(e.host_logits.data(), e.logits.get(), count * sizeof(float));
   return {e.host_logits.data(), count};
 }
 
-void Engine::truncate(int slot, std::int64_t n) {
+std::int64_t Engine::truncate(int slot, std::int64_t n) {
   require(slot >= 0 && slot < slots() && n >= 0 && n <= length(slot),
           "cannot cut slot {} to {} positions", slot, n);
-  impl_->lengths[static_cast<std::size_t>(slot)] = n;
+  return impl_->state->truncate(slot, n);
 }
 void Engine::reset(int slot) { truncate(slot, 0); }
-std::int64_t Engine::length(int slot) const {
-  return impl_->lengths.at(static_cast<std::size_t>(slot));
-}
+void Engine::checkpoint(int slot) { impl_->state->checkpoint(slot); }
+void Engine::copy(int from, int to) { impl_->state->copy(from, to); }
+bool Engine::recurrent() const { return impl_->state->recurrent(); }
+std::int64_t Engine::length(int slot) const { return impl_->state->length(slot); }
 std::int64_t Engine::context() const { return impl_->context; }
 std::int64_t Engine::vocab() const { return impl_->vocab; }
 int Engine::slots() const { return impl_->options.slots; }

@@ -19,6 +19,7 @@ struct EngineOptions {
   int threads = 0;            // 0: every core this process may use
   std::int64_t context = 0;   // positions a slot holds; 0: min(the model's maximum, 4096)
   int slots = 1;              // sequences that may be alive at once
+  int checkpoints = 4;        // of a slot's recurrent state, kept at most (models that have one)
   bool check_finite = false;  // stop at the first operation that gives NaN or Inf, naming it
   // Called while loading with the fraction done (0..1); may be empty.
   std::function<void(double)> progress = {};
@@ -30,6 +31,7 @@ struct EngineMemory {
   std::uint64_t weights_per_token = 0;  // read by one decode step of one sequence
   std::uint64_t kv_cache = 0;           // all slots
   std::uint64_t kv_per_position = 0;    // one position of one sequence
+  std::uint64_t state_per_step = 0;     // recurrent state a sequence's step reads, and writes
   std::uint64_t scratch = 0;
 };
 
@@ -53,12 +55,19 @@ class Engine {
   // Appends every input's tokens to its slot and returns the wanted logits, fp32 [rows, vocab],
   // inputs in order, valid until the next forward(). At most kMaxSequences inputs and
   // kPrefillChunk tokens in all. Throws Error for an id outside the vocabulary or a full slot
-  // (nothing is changed then). To keep the promise of equal bits, callers cut prompts at
-  // multiples of 64 positions; generate.h does.
+  // (nothing is changed then). When an operation fails, recurrent slots go back to a checkpoint. To
+  // keep the promise of equal bits, callers cut prompts at multiples of 64 positions; generate.h
+  // does.
   std::span<const float> forward(std::span<const Input> inputs);
 
-  void reset(int slot);                     // length 0
-  void truncate(int slot, std::int64_t n);  // keeps the first n positions; n <= length
+  void reset(int slot);  // length 0
+  // Keeps the first n <= length positions. A recurrent state cannot be cut: it goes back to the
+  // latest checkpoint at or before n, or to nothing. Returns how many tokens the caller must feed
+  // again, those from length() to n; 0 in models without such a state.
+  std::int64_t truncate(int slot, std::int64_t n);
+  void checkpoint(int slot);    // remembers the present state, for truncate()
+  bool recurrent() const;       // the model has such a state
+  void copy(int from, int to);  // slot `to` becomes what `from` is
   std::int64_t length(int slot) const;
   std::int64_t context() const;
   std::int64_t vocab() const;

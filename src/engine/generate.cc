@@ -27,6 +27,11 @@ std::string_view finish_name(Finish f) {
   return names[static_cast<int>(f)];
 }
 
+// How much of a prompt a later one may find done: blocks of 64, and never its last position.
+static std::int64_t whole_blocks(std::int64_t prompt) {
+  return (prompt - 1) / kPromptGrid * kPromptGrid;
+}
+
 Scheduler::Scheduler(Stepper& stepper, const Tokenizer& tokenizer)
     : stepper_(stepper), tokenizer_(tokenizer), slots_(stepper.slots()) {
   for (std::int64_t id = 0; id < stepper.vocab(); ++id)
@@ -119,9 +124,9 @@ void Scheduler::assign_slot(Sequence& s) {
   }
   Slot& slot = slots_[s.slot];
   slot.busy = true;
+  best_keep -= stepper_.truncate(s.slot, best_keep);  // back to a checkpoint of a recurrent state
   slot.tokens.resize(best_keep);
   slot.prefilled = best_keep;
-  stepper_.truncate(s.slot, best_keep);
   s.result.reused_tokens = best_keep;
   s.joined = Clock::now();
 }
@@ -143,7 +148,10 @@ void Scheduler::prefill_chunk() {
   for (Sequence& s : sequences_) {
     if (s.slot < 0 || s.finished || s.decoding() || batch.size() == Engine::kMaxSequences) continue;
     const auto begin = static_cast<std::int64_t>(slots_[s.slot].tokens.size());
-    const std::int64_t end = chunk_end(begin, s.result.prompt_tokens, budget);
+    const std::int64_t whole = whole_blocks(s.result.prompt_tokens);
+    const std::int64_t stop =
+        stepper_.recurrent() && begin < whole ? whole : s.result.prompt_tokens;
+    const std::int64_t end = chunk_end(begin, stop, budget);
     if (end == begin) continue;
     const auto tokens = std::span(s.request.prompt).subspan(begin, end - begin);
     batch.push_back({&s, tokens, end == s.result.prompt_tokens});
@@ -167,7 +175,11 @@ void Scheduler::advance(const std::vector<Work>& batch, bool is_prefill) {
   for (const Work& w : batch) {
     Slot& slot = slots_[w.sequence->slot];
     slot.tokens.insert(slot.tokens.end(), w.tokens.begin(), w.tokens.end());
-    if (is_prefill) slot.prefilled = static_cast<std::int64_t>(slot.tokens.size());
+    if (is_prefill) {
+      slot.prefilled = static_cast<std::int64_t>(slot.tokens.size());
+      if (slot.prefilled == whole_blocks(w.sequence->result.prompt_tokens))
+        stepper_.checkpoint(w.sequence->slot);
+    }
     if (!w.wants_logits) continue;
     try {
       accept(*w.sequence, logits.first(stepper_.vocab()));

@@ -7,7 +7,9 @@
 //
 // A slot remembers what it holds. A new prompt goes to the free slot that shares the longest
 // beginning with it, and that part is not computed again: as many positions as were *prefilled*
-// (not decoded: the bits would differ from a fresh run), rounded down to a multiple of 64.
+// (not decoded: the bits would differ from a fresh run), rounded down to a multiple of 64. A model
+// with a recurrent state goes on from a checkpoint, one of which is kept where the whole blocks of
+// 64 of a prompt end.
 //
 // Not thread-safe: one thread owns a Scheduler and calls everything.
 #pragma once

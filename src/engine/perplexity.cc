@@ -8,6 +8,23 @@
 
 namespace nibble {
 
+std::vector<std::int32_t> document_ids(std::string_view text, const Tokenizer& tokenizer,
+                                       const GenerationConfig& g) {
+  require(g.bos >= 0 || !g.eos.empty(), "documents: the model names no token to begin them with");
+  const std::int32_t begin = g.bos >= 0 ? g.bos : g.eos.front();
+  std::vector<std::int32_t> ids;
+  for (std::size_t at = 0; at < text.size();) {
+    const std::size_t end = std::min(text.find('\n', at), text.size());
+    if (end > at) {
+      ids.push_back(begin);
+      const auto line = tokenizer.encode(text.substr(at, end - at), false, false);
+      ids.insert(ids.end(), line.begin(), line.end());
+    }
+    at = end + 1;
+  }
+  return ids;
+}
+
 double negative_log_likelihood(std::span<const float> logits, std::int32_t target) {
   const double best = *std::max_element(logits.begin(), logits.end());
   double sum = 0;
@@ -26,7 +43,7 @@ Perplexity perplexity(Stepper& stepper, std::span<const std::int32_t> ids,
           "smaller --window",
           ids.size(), window);
   const std::int64_t windows = options.windows == 0 ? all : std::min(all, options.windows);
-  const std::int64_t first = window / 2;
+  const std::int64_t first = options.score_all ? 0 : window / 2;
 
   double sum = 0, squares = 0;
   std::int64_t scored = 0;

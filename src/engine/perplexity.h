@@ -6,8 +6,12 @@
 #include <functional>
 #include <optional>
 #include <span>
+#include <string_view>
+#include <vector>
 
+#include "checkpoint/config.h"
 #include "engine/stepper.h"
+#include "text/tokenizer.h"
 
 namespace nibble {
 
@@ -15,6 +19,7 @@ struct PerplexityOptions {
   std::int64_t window = 512;        // at least 4
   std::int64_t windows = 0;         // 0: all that fit
   std::optional<std::int32_t> bos;  // replaces the first token of every window
+  bool score_all = false;           // every token of a window but the first, not its second half
   // Called after each window with windows done, windows in all and the perplexity so far.
   std::function<void(std::int64_t, std::int64_t, double)> progress;
 };
@@ -25,6 +30,11 @@ struct Perplexity {
   std::int64_t windows = 0;
   std::int64_t tokens = 0;  // scored
 };
+
+// Ids of a text whose lines are documents: the model's BOS, or else its first EOS, and a line, for
+// every line that is not empty. Error when the model has neither token.
+std::vector<std::int32_t> document_ids(std::string_view text, const Tokenizer& tokenizer,
+                                       const GenerationConfig& generation);
 
 // -log softmax(logits)[target], in double.
 double negative_log_likelihood(std::span<const float> logits, std::int32_t target);

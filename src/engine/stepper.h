@@ -14,7 +14,9 @@ class Stepper {
   virtual ~Stepper() = default;
   // The contracts are those of Engine's functions of the same name.
   virtual std::span<const float> forward(std::span<const Engine::Input> inputs) = 0;
-  virtual void truncate(int slot, std::int64_t n) = 0;
+  virtual std::int64_t truncate(int slot, std::int64_t n) = 0;
+  virtual void checkpoint(int slot) = 0;
+  virtual bool recurrent() const = 0;
   virtual std::int64_t length(int slot) const = 0;
   virtual std::int64_t context() const = 0;
   virtual std::int64_t vocab() const = 0;
@@ -28,7 +30,9 @@ class EngineStepper final : public Stepper {
   std::span<const float> forward(std::span<const Engine::Input> inputs) override {
     return engine_.forward(inputs);
   }
-  void truncate(int slot, std::int64_t n) override { engine_.truncate(slot, n); }
+  std::int64_t truncate(int slot, std::int64_t n) override { return engine_.truncate(slot, n); }
+  void checkpoint(int slot) override { engine_.checkpoint(slot); }
+  bool recurrent() const override { return engine_.recurrent(); }
   std::int64_t length(int slot) const override { return engine_.length(slot); }
   std::int64_t context() const override { return engine_.context(); }
   std::int64_t vocab() const override { return engine_.vocab(); }

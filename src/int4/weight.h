@@ -82,6 +82,17 @@ class WeightSource {
   std::string name_;
 };
 
+// Matrices of one format and shape, one below the other. Error when they differ.
+class WeightStack final : public WeightSource {
+ public:
+  WeightStack(std::string name, std::vector<std::unique_ptr<WeightSource>> parts);
+  void read(std::int64_t row, std::int64_t count, WeightRows& out) const override;
+  void release(std::int64_t row, std::int64_t count) const override;
+
+ private:
+  std::vector<std::unique_ptr<WeightSource>> parts_;
+};
+
 // Rows [row, row + count) as plain fp32 values [count, K]: the dequantised weights.
 std::vector<float> dequantise(const WeightSource& w, std::int64_t row, std::int64_t count);
 

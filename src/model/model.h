@@ -1,5 +1,5 @@
 // A decoder: its weights on a backend, and one forward pass over rows of any sequences. Written
-// once against ops/; a family is a file (llama.cc), chosen by ModelConfig::architecture.
+// once against ops/ (decoder.cc); the kinds of layer are a file each (layers.h).
 #pragma once
 #include <functional>
 #include <memory>
@@ -15,9 +15,10 @@ struct ForwardArgs {
   std::span<const RowPlace> rows;           // [M] where each id stands; a sequence's rows ascend
   std::span<const std::int32_t> logits_of;  // ascending indices of rows whose logits are wanted
   float* logits = nullptr;                  // backend memory [logits_of.size(), vocab]
-  KvCache* cache = nullptr;
+  KvCache* cache = nullptr;                 // of the layers that attend
   Activations activations = Activations::Int16;
-  bool check_finite = false;  // throw at the first operation with a NaN or Inf
+  bool check_finite = false;    // throw at the first operation with a NaN or Inf
+  DeltaState* delta = nullptr;  // of the layers that do not attend; null where all do
 };
 
 class Model {

@@ -6,10 +6,10 @@
 namespace nibble {
 
 std::vector<float> rope_frequencies(const ModelConfig& c) {
-  std::vector<float> f(static_cast<std::size_t>(c.head_dim / 2));
+  const std::int64_t dims = c.rotary_dims();
+  std::vector<float> f(static_cast<std::size_t>(dims / 2));
   for (std::size_t d = 0; d < f.size(); ++d) {
-    double w =
-        std::pow(c.rope_theta, -2.0 * static_cast<double>(d) / static_cast<double>(c.head_dim));
+    double w = std::pow(c.rope_theta, -2.0 * static_cast<double>(d) / static_cast<double>(dims));
     if (c.rope_scaling) {
       const RopeScaling& s = *c.rope_scaling;
       const double turns =

@@ -35,10 +35,13 @@ void check(const RopeCacheArgs& a) {
   require(a.q != nullptr && a.k != nullptr && a.v != nullptr && a.cos_sin != nullptr &&
               a.q_out != nullptr,
           "[rope_cache] expected q, k, v, cos_sin and q_out, got null");
+  const std::int64_t pitch = a.q_pitch > 0 ? a.q_pitch : hd;
+  require(pitch >= hd, "[rope_cache] expected a pitch of q of at least {}, got {}", hd, pitch);
   const auto bytes = static_cast<std::size_t>(a.m * a.heads * hd) * sizeof(float);
+  const auto q_bytes = static_cast<std::size_t>((a.m * a.heads - 1) * pitch + hd) * sizeof(float);
   const auto kv_bytes =
       static_cast<std::size_t>(a.m * a.cache->shape().kv_heads * hd) * sizeof(float);
-  require(!overlap(a.q_out, bytes, a.q, bytes) && !overlap(a.q_out, bytes, a.k, kv_bytes) &&
+  require(!overlap(a.q_out, bytes, a.q, q_bytes) && !overlap(a.q_out, bytes, a.k, kv_bytes) &&
               !overlap(a.q_out, bytes, a.v, kv_bytes),
           "[rope_cache] expected q_out apart from q, k and v, got an alias");
 }
@@ -50,14 +53,23 @@ void check(const AttentionArgs& a) {
       static_cast<std::size_t>(a.m * a.heads * a.cache->shape().head_dim) * sizeof(float);
   require(!overlap(a.out, bytes, a.q, bytes),
           "[attention] expected out apart from q, got an alias");
+  if (a.gate == nullptr) return;
+  const std::int64_t hd = a.cache->shape().head_dim;
+  require(a.gate_pitch >= hd, "[attention] expected a pitch of the gate of at least {}, got {}", hd,
+          a.gate_pitch);
+  require(
+      !overlap(a.out, bytes, a.gate,
+               static_cast<std::size_t>((a.m * a.heads - 1) * a.gate_pitch + hd) * sizeof(float)),
+      "[attention] expected out apart from gate, got an alias");
 }
 
-void rope_reference(const float* x, std::int64_t head_dim, const float* norm, double eps,
-                    const float* cos_sin, std::int64_t rotary, double* y) {
+void rope_reference(const float* x, std::int64_t head_dim, const float* norm, bool unit_offset,
+                    double eps, const float* cos_sin, std::int64_t rotary, double* y) {
   double sum = 0;
   for (std::int64_t d = 0; d < head_dim; ++d) sum += static_cast<double>(x[d]) * x[d];
   const double inv = 1.0 / std::sqrt(sum / static_cast<double>(head_dim) + eps);
-  for (std::int64_t d = 0; d < head_dim; ++d) y[d] = norm != nullptr ? x[d] * inv * norm[d] : x[d];
+  for (std::int64_t d = 0; d < head_dim; ++d)
+    y[d] = norm != nullptr ? x[d] * inv * ((unit_offset ? 1.0 : 0.0) + norm[d]) : x[d];
   const std::int64_t half = rotary / 2;
   for (std::int64_t d = 0; d < half; ++d) {
     const double c = cos_sin[2 * d], s = cos_sin[2 * d + 1], a = y[d], b = y[d + half];

@@ -1,16 +1,20 @@
 // rope_cache and attention: from the q, k, v projections to the attention output.
 //
 // rope_cache, one row per position:
-//   q_j, k_j = rmsnorm over head_dim (when norm weights are given, before RoPE)
+//   q_j, k_j = rmsnorm over head_dim (when norm weights are given, before RoPE), times the weight
+//     or, with unit_offset, 1 + weight
 //   RoPE on the first `rotary` dims of each head, NeoX pairing (d, d + rotary/2):
 //     y_d = x_d cos - x_(d+r/2) sin,  y_(d+r/2) = x_(d+r/2) cos + x_d sin
 //   q_out = rotated q; rotated k and raw v are stored in the cache at (slot, position).
 // attention, per row and query head j, kv head floor(j / (heads / kv_heads)):
-//   out_j = softmax(scale * q_j . k_t, t = 0..position) v_t
+//   out_j = softmax(scale * q_j . k_t, t = 0..position) v_t      (* sigmoid(gate_j), when given)
+// Heads of q and gate may lie further apart than head_dim: a projection that interleaves them,
+// [query | gate] a head, is read where it lies.
 // The softmax runs over blocks of 64 positions inside splits of 512, both anchored at absolute
 // positions, and splits are combined in ascending order: bits depend on the row's own sequence
-// only. Aliasing: q_out apart from q, k, v; out apart from q. The cache is advanced in place (the
-// named exception of docs/design.md): each element is written by exactly one thread of one launch.
+// only. Aliasing: q_out apart from q, k, v; out apart from q and gate. The cache is advanced in
+// place (the named exception of docs/design.md): each element is written by exactly one thread of
+// one launch.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -43,6 +47,8 @@ class KvCache {
   // One head's key and value at a position as fp32 [head_dim] each (host memory; for tests).
   virtual void read(std::int64_t layer, std::int64_t slot, std::int64_t head, std::int64_t position,
                     float* k, float* v) const = 0;
+  // The first n positions of slot `from`, all layers -> slot `to`.
+  virtual void copy(std::int64_t from, std::int64_t to, std::int64_t n) = 0;
 
  protected:
   explicit KvCache(const KvShape& s) : shape_(s) {}
@@ -55,11 +61,13 @@ struct RowPlace {
 };
 
 struct RopeCacheArgs {
-  const float* q = nullptr;       // [M, heads * head_dim]
+  const float* q = nullptr;       // [M, heads * q_pitch]
+  std::int64_t q_pitch = 0;       // floats from a head to the next, >= head_dim; 0: head_dim
   const float* k = nullptr;       // [M, kv_heads * head_dim]
   const float* v = nullptr;       // [M, kv_heads * head_dim]
   const float* q_norm = nullptr;  // [head_dim] or null
   const float* k_norm = nullptr;  // [head_dim] or null
+  bool unit_offset = false;
   float eps = 1e-6f;
   const float* cos_sin = nullptr;  // [M, rotary / 2, 2]
   std::int64_t m = 0, heads = 0, rotary = 0;
@@ -70,7 +78,9 @@ struct RopeCacheArgs {
 };
 
 struct AttentionArgs {
-  const float* q = nullptr;  // [M, heads * head_dim], rotated
+  const float* q = nullptr;     // [M, heads * head_dim], rotated
+  const float* gate = nullptr;  // [M, heads * gate_pitch], of each head the first head_dim; or null
+  std::int64_t gate_pitch = 0;
   std::int64_t m = 0, heads = 0;
   float scale = 1;
   const RowPlace* rows = nullptr;  // [M]; positions 0..position of the slot are in the cache
@@ -86,8 +96,8 @@ void check(const RopeCacheArgs& a);
 void check(const AttentionArgs& a);
 
 // One head of one row, in double: x [head_dim] -> y [head_dim]. norm may be null.
-void rope_reference(const float* x, std::int64_t head_dim, const float* norm, double eps,
-                    const float* cos_sin, std::int64_t rotary, double* y);
+void rope_reference(const float* x, std::int64_t head_dim, const float* norm, bool unit_offset,
+                    double eps, const float* cos_sin, std::int64_t rotary, double* y);
 // One query head: keys and values [t, head_dim]. magnitude = sum p |v|.
 void attention_reference(const float* q, const float* keys, const float* values, std::int64_t t,
                          std::int64_t head_dim, double scale, double* out, double* magnitude);

@@ -26,6 +26,8 @@ void check(const LinearArgs& a) {
     const LinearOutput& o = a.outputs[i];
     require(o.w != nullptr, "[linear] expected a weight for output {}, got null", i);
     const WeightFormat& f = o.w->format();
+    require(o.w->stack() == 1, "[linear] expected one matrix for output {}, got a stack of {}", i,
+            o.w->stack());
     require(f.k == a.k, "[linear] expected K {} for output {}, got {}", a.k, i, f.k);
     require(o.w->pieces() == a.outputs[0].w->pieces(),
             "[linear] expected {} pieces for output {}, got {}", a.outputs[0].w->pieces(), i,

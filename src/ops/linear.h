@@ -24,12 +24,15 @@ class Weight {
   virtual ~Weight() = default;
   const WeightFormat& format() const { return format_; }
   int pieces() const { return pieces_; }          // ops/pieces.h
+  std::int64_t stack() const { return stack_; }   // matrices, each of format().n / stack() rows
   std::uint64_t bytes() const { return bytes_; }  // as kept
 
  protected:
-  Weight(const WeightFormat& f, int pieces) : format_(f), pieces_(pieces) {}
+  Weight(const WeightFormat& f, int pieces, std::int64_t stack = 1)
+      : format_(f), pieces_(pieces), stack_(stack) {}
   WeightFormat format_;
   int pieces_;
+  std::int64_t stack_;
   std::uint64_t bytes_ = 0;
 };
 

@@ -117,8 +117,8 @@ TEST(Config, SlidingWindowsAreRefusedWhereTheyMatter) {
 }
 
 TEST(Config, WhatIsNotSupportedIsNamed) {
-  EXPECT_THAT(error("{}", "Qwen3_5ForCausalLM"),
-              AllOf(HasSubstr("c.json"), HasSubstr("\"Qwen3_5ForCausalLM\""),
+  EXPECT_THAT(error("{}", "Qwen3NextForCausalLM"),
+              AllOf(HasSubstr("c.json"), HasSubstr("\"Qwen3NextForCausalLM\""),
                     HasSubstr("LlamaForCausalLM MistralForCausalLM Qwen2ForCausalLM")));
   EXPECT_THAT(error(R"({"architectures":null,"model_type":"mamba"})"), HasSubstr("\"mamba\""));
   EXPECT_THAT(error(R"({"hidden_act":"gelu"})"), HasSubstr("\"gelu\""));

@@ -4,126 +4,39 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <cmath>
 #include <cstdlib>
 #include <cstring>
-#include <fstream>
 #include <nlohmann/json.hpp>
 #include <random>
 
 #include "base/file.h"
-#include "checkpoint/safetensors.h"
+#include "oracle.h"
 
 namespace nibble {
 namespace {
 
-const std::filesystem::path kOracle = std::filesystem::path(NIBBLE_TEST_DATA) / "tiny-llama";
+const std::filesystem::path kOracle = oracle::directory("tiny-llama");
 
 const Checkpoint& checkpoint() {
   static const auto c = Checkpoint::open(kOracle);
   return *c;
 }
 
-std::vector<float> copy(std::span<const float> s) { return {s.begin(), s.end()}; }
-
-struct Prompt {
-  std::vector<std::int32_t> ids;  // prompt and the greedy tokens after it
-  std::vector<float> logits;      // [ids.size(), vocab]
-};
-
-std::vector<Prompt> prompts() {
-  const auto json = nlohmann::json::parse(read_file(kOracle / "expected.json"));
-  const MappedFile file(kOracle / "expected.safetensors");
-  const auto tensors = parse_safetensors(file.bytes(), "expected.safetensors");
-  std::vector<Prompt> out;
-  for (const auto& p : json["prompts"]) {
-    Prompt q{p["ids"].get<std::vector<std::int32_t>>(), {}};
-    for (const std::int32_t id : p["greedy"]) q.ids.push_back(id);
-    for (const StoredTensor& t : tensors)
-      if (t.name == p["logits"].get<std::string>()) {
-        q.logits.resize(t.data.size() / sizeof(float));
-        std::memcpy(q.logits.data(), t.data.data(), t.data.size());
-      }
-    out.push_back(std::move(q));
-  }
-  return out;
-}
-
-// Error of every position against the oracle.
-struct Errors {
-  double worst = 0, median_rms = 0;
-  int wrong_argmax = 0;  // where the oracle's margin exceeds 4e-3
-};
-
-Errors against_oracle(Activations a) {
-  Errors e;
-  std::vector<double> rms;
-  for (const Prompt& p : prompts()) {
-    Engine engine(checkpoint(), {.activations = a, .threads = 2, .context = 512});
-    const auto vocab = static_cast<std::size_t>(engine.vocab());
-    const Engine::Input in{0, p.ids, Engine::Logits::All};
-    const std::vector<float> y = copy(engine.forward({&in, 1}));
-    EXPECT_EQ(y.size(), p.logits.size());
-    for (std::size_t i = 0; i < p.ids.size(); ++i) {
-      const auto want = p.logits.begin() + static_cast<std::ptrdiff_t>(i * vocab);
-      const auto got = y.begin() + static_cast<std::ptrdiff_t>(i * vocab);
-      double sum = 0;
-      for (std::size_t v = 0; v < vocab; ++v) {
-        const double d = got[static_cast<std::ptrdiff_t>(v)] - want[static_cast<std::ptrdiff_t>(v)];
-        e.worst = std::max(e.worst, std::fabs(d)), sum += d * d;
-      }
-      rms.push_back(std::sqrt(sum / static_cast<double>(vocab)));
-      std::vector<float> sorted(want, want + static_cast<std::ptrdiff_t>(vocab));
-      std::nth_element(sorted.begin(), sorted.begin() + 1, sorted.end(), std::greater<>());
-      if (sorted[0] - sorted[1] > 4e-3f &&
-          std::max_element(want, want + static_cast<std::ptrdiff_t>(vocab)) - want !=
-              std::max_element(got, got + static_cast<std::ptrdiff_t>(vocab)) - got)
-        ++e.wrong_argmax;
-    }
-  }
-  std::nth_element(rms.begin(), rms.begin() + static_cast<std::ptrdiff_t>(rms.size() / 2),
-                   rms.end());
-  e.median_rms = rms[rms.size() / 2];
-  return e;
-}
-
 TEST(Oracle, Fp32) {
-  const Errors e = against_oracle(Activations::Fp32);
+  const oracle::Errors e = oracle::compare("tiny-llama", Activations::Fp32);
   EXPECT_LE(e.worst, 2e-3);
   EXPECT_EQ(e.wrong_argmax, 0);
 }
 
 TEST(Oracle, Int16) {
-  const Errors e = against_oracle(Activations::Int16);
+  const oracle::Errors e = oracle::compare("tiny-llama", Activations::Int16);
   EXPECT_LE(e.median_rms, 0.003);
   EXPECT_LE(e.worst, 0.1);
 }
 
-std::vector<std::int32_t> random_ids(std::size_t n, unsigned seed) {
-  std::mt19937 rng(seed);
-  std::vector<std::int32_t> ids(n);
-  for (auto& id : ids) id = static_cast<std::int32_t>(rng() % 320);
-  return ids;
-}
-
-// Logits of every position of `ids`, fed in the given cuts.
-std::vector<float> feed(Engine& e, int slot, const std::vector<std::int32_t>& ids,
-                        const std::vector<std::size_t>& cuts) {
-  std::vector<float> all;
-  std::size_t at = 0;
-  for (std::size_t c = 0; at < ids.size(); ++c) {
-    const std::size_t n = std::min(cuts[c % cuts.size()], ids.size() - at);
-    const Engine::Input in{slot, std::span(ids).subspan(at, n), Engine::Logits::All};
-    const auto y = e.forward({&in, 1});
-    all.insert(all.end(), y.begin(), y.end());
-    at += n;
-  }
-  return all;
-}
-
-bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
-  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
-}
+using oracle::feed;
+using oracle::random_ids;
+using oracle::same_bits;
 
 TEST(Promise, BitsAgreeOverSplitsThreadsAndSlots) {
   const auto ids = random_ids(250, 1);

@@ -45,12 +45,20 @@ class FakeStepper : public Stepper {
     for (const auto& in : inputs) feed(in, decodes > 0);
     return logits_;
   }
-  void truncate(int slot, std::int64_t n) override {
+  std::int64_t truncate(int slot, std::int64_t n) override {
     Slot& s = slots_.at(slot);
-    ASSERT_LE(n, static_cast<std::int64_t>(s.tokens.size()));
-    s.tokens.resize(n);
-    s.hashes.resize(n);
+    EXPECT_LE(n, static_cast<std::int64_t>(s.tokens.size()));
+    std::int64_t to = n;
+    if (is_recurrent && n != static_cast<std::int64_t>(s.tokens.size())) {
+      std::erase_if(s.checkpoints, [&](std::int64_t at) { return at > n; });
+      to = s.checkpoints.empty() ? 0 : *s.checkpoints.rbegin();
+    }
+    s.tokens.resize(to);
+    s.hashes.resize(to);
+    return n - to;
   }
+  void checkpoint(int slot) override { slots_.at(slot).checkpoints.insert(length(slot)); }
+  bool recurrent() const override { return is_recurrent; }
   std::int64_t length(int slot) const override {
     return static_cast<std::int64_t>(slots_.at(slot).tokens.size());
   }
@@ -58,7 +66,8 @@ class FakeStepper : public Stepper {
   std::int64_t vocab() const override { return vocab_; }
   int slots() const override { return static_cast<int>(slots_.size()); }
 
-  Override change;   // may rewrite a row of logits
+  Override change;  // may rewrite a row of logits
+  bool is_recurrent = false;
   int throw_at = 0;  // the forward that fails, from 1; 0: none
   int forwards = 0;
   std::int64_t prefilled = 0;  // tokens that came by prefill
@@ -67,6 +76,7 @@ class FakeStepper : public Stepper {
   struct Slot {
     std::vector<std::int32_t> tokens;
     std::vector<std::uint64_t> hashes;
+    std::set<std::int64_t> checkpoints;
   };
 
   void feed(const Engine::Input& in, bool decode) {

@@ -245,6 +245,36 @@ TEST(Generate, ReusesWhatWasPrefilledAndNothingElse) {
   EXPECT_EQ(fake.prefilled, 150 + static_cast<std::int64_t>(second_prompt.size()) - 128);
 }
 
+// A chat with a model whose state cannot be cut: each turn goes on from the checkpoint that the one
+// before left at the last whole block of its prompt, and gives the tokens of a fresh run.
+TEST(Generate, ARecurrentStateGoesOnFromACheckpoint) {
+  FakeStepper fake(1, 2048, kVocab);
+  fake.is_recurrent = true;
+  Scheduler s(fake, tokenizer());
+  std::vector<std::int32_t> history = prompt_of(150);
+  std::int64_t kept = 0;
+  for (int turn = 0; turn < 4; ++turn) {
+    const Request r = request_of(history, 40, static_cast<std::uint64_t>(turn));
+    const std::int64_t before = fake.prefilled;
+    const auto id = s.submit(r);
+    const Completion c = drain(s).at(id);
+    EXPECT_EQ(c.reused_tokens, kept) << "turn " << turn;
+    EXPECT_EQ(fake.prefilled - before, c.prompt_tokens - kept);
+    EXPECT_EQ(c.tokens, alone(r).tokens);
+    kept = (c.prompt_tokens - 1) / 64 * 64;
+    history.insert(history.end(), c.tokens.begin(), c.tokens.end());
+    const auto next = prompt_of(30, 100 + static_cast<std::uint64_t>(turn));
+    history.insert(history.end(), next.begin(), next.end());
+  }
+  // A prompt that departs before every checkpoint starts anew.
+  std::vector<std::int32_t> other = prompt_of(150);
+  other[70] ^= 1;
+  const auto id = s.submit(request_of(other, 5));
+  const Completion c = drain(s).at(id);
+  EXPECT_EQ(c.reused_tokens, 0);
+  EXPECT_EQ(c.tokens, alone(request_of(other, 5)).tokens);
+}
+
 TEST(Generate, APromptSeenBeforeStillComputesItsLastPosition) {
   FakeStepper fake(1, 2048, kVocab);
   Scheduler s(fake, tokenizer());

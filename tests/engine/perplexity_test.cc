@@ -138,5 +138,20 @@ TEST(Bandwidth, MeasuresTheThreadsAskedFor) {
   EXPECT_LT(b.high, 1e12);  // one core reads no terabyte a second
 }
 
+TEST(Perplexity, DocumentsBeginWithBosAndAreScoredWhole) {
+  const Tokenizer t = byte_tokenizer();
+  GenerationConfig g;
+  EXPECT_THROW(document_ids("ab", t, g), Error);
+  g.eos = {kEos};
+  EXPECT_EQ(document_ids("ab\n\nc", t, g), (std::vector<std::int32_t>{kEos, 'a', 'b', kEos, 'c'}));
+  g.bos = 7;
+  EXPECT_EQ(document_ids("a\n", t, g), (std::vector<std::int32_t>{7, 'a'}));
+
+  FakeStepper fake(1, 64, kVocab);
+  PerplexityOptions o;
+  o.window = 64, o.score_all = true;
+  EXPECT_EQ(perplexity(fake, text_of(150), o).tokens, 2 * 63);
+}
+
 }  // namespace
 }  // namespace nibble

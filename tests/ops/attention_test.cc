@@ -13,30 +13,33 @@ struct Case {
   std::int64_t heads, kv_heads, head_dim, length;
   KvType type;
   bool norm;
+  bool gated = false;  // [query | gate] a head, norms times 1 + weight, the output gated
+  std::int64_t pitch() const { return gated ? 2 * head_dim : head_dim; }
 };
 
 struct Result {
-  std::vector<float> out, q;
+  std::vector<float> out, q, projected;
   std::vector<float> keys, values;  // [kv_heads, length, head_dim] as the cache has them
 };
 
 // Feeds `length` positions in steps of `chunk` rows and returns every row's attention output.
 Result feed(cpu::CpuBackend& b, const Case& c, std::int64_t chunk, std::int64_t slot) {
-  const std::int64_t qw = c.heads * c.head_dim, kw = c.kv_heads * c.head_dim,
-                     rotary = c.head_dim / 2 / 2 * 2;
+  const std::int64_t qw = c.heads * c.head_dim, qg = c.heads * c.pitch(),
+                     kw = c.kv_heads * c.head_dim, rotary = c.head_dim / 2 / 2 * 2;
   const auto cache = b.make_kv_cache({.layers = 2,
                                       .slots = 3,
                                       .kv_heads = c.kv_heads,
                                       .head_dim = c.head_dim,
                                       .context = c.length,
                                       .type = c.type});
-  const std::vector<float> q = random_floats(static_cast<std::size_t>(c.length * qw), 1);
+  const std::vector<float> q = random_floats(static_cast<std::size_t>(c.length * qg), 1);
   const std::vector<float> k = random_floats(static_cast<std::size_t>(c.length * kw), 2);
   const std::vector<float> v = random_floats(static_cast<std::size_t>(c.length * kw), 3);
   const std::vector<float> norm = random_floats(static_cast<std::size_t>(c.head_dim), 4);
   std::vector<float> cs = random_floats(static_cast<std::size_t>(c.length * rotary), 5);
   for (float& x : cs) x = std::sin(x);
   Result r;
+  r.projected = q;
   for (std::int64_t p = 0; p < c.length; p += chunk) {
     const std::int64_t m = std::min(chunk, c.length - p);
     std::vector<RowPlace> rows;
@@ -45,13 +48,15 @@ Result feed(cpu::CpuBackend& b, const Case& c, std::int64_t chunk, std::int64_t 
     const auto part = [&](const std::vector<float>& x, std::int64_t w) {
       return std::vector<float>(x.begin() + p * w, x.begin() + (p + m) * w);
     };
-    Guarded qi(part(q, qw)), ki(part(k, kw)), vi(part(v, kw)), ci(part(cs, rotary));
+    Guarded qi(part(q, qg)), ki(part(k, kw)), vi(part(v, kw)), ci(part(cs, rotary));
     Guarded q_out(static_cast<std::size_t>(m * qw)), out(static_cast<std::size_t>(m * qw));
     b.rope_cache({.q = qi.data(),
+                  .q_pitch = c.pitch(),
                   .k = ki.data(),
                   .v = vi.data(),
                   .q_norm = c.norm ? norm.data() : nullptr,
                   .k_norm = c.norm ? norm.data() : nullptr,
+                  .unit_offset = c.gated,
                   .cos_sin = ci.data(),
                   .m = m,
                   .heads = c.heads,
@@ -63,14 +68,16 @@ Result feed(cpu::CpuBackend& b, const Case& c, std::int64_t chunk, std::int64_t 
     for (std::int64_t i = 0; i < m; ++i)  // RoPE against its reference
       for (std::int64_t h = 0; h < c.heads; ++h) {
         std::vector<double> want(static_cast<std::size_t>(c.head_dim));
-        rope_reference(q.data() + (p + i) * qw + h * c.head_dim, c.head_dim,
-                       c.norm ? norm.data() : nullptr, 1e-6, cs.data() + (p + i) * rotary, rotary,
-                       want.data());
+        rope_reference(q.data() + (p + i) * qg + h * c.pitch(), c.head_dim,
+                       c.norm ? norm.data() : nullptr, c.gated, 1e-6, cs.data() + (p + i) * rotary,
+                       rotary, want.data());
         for (std::int64_t d = 0; d < c.head_dim; ++d)
           EXPECT_NEAR(q_out.data()[i * qw + h * c.head_dim + d], want[static_cast<std::size_t>(d)],
                       2e-5);
       }
     b.attention({.q = q_out.data(),
+                 .gate = c.gated ? qi.data() + c.head_dim : nullptr,
+                 .gate_pitch = c.pitch(),
                  .m = m,
                  .heads = c.heads,
                  .scale = 0.125f,
@@ -104,6 +111,10 @@ TEST_P(AttentionTest, MatchesReferenceAndBitsAgree) {
       const std::int64_t kv = h / ratio * c.length * c.head_dim;
       attention_reference(r.q.data() + p * qw + h * c.head_dim, r.keys.data() + kv,
                           r.values.data() + kv, p + 1, c.head_dim, 0.125, want.data(), mag.data());
+      const float* gate = r.projected.data() + (p * c.heads + h) * c.pitch() + c.head_dim;
+      if (c.gated)
+        for (std::int64_t d = 0; d < c.head_dim; ++d)
+          want[static_cast<std::size_t>(d)] /= 1 + std::exp(-static_cast<double>(gate[d]));
       for (std::int64_t d = 0; d < c.head_dim; ++d)
         ASSERT_LE(std::fabs(r.out[static_cast<std::size_t>(p * qw + h * c.head_dim + d)] -
                             want[static_cast<std::size_t>(d)]),
@@ -121,7 +132,9 @@ INSTANTIATE_TEST_SUITE_P(
     testing::Values(Case{3, 1, 64, 150, KvType::F32, false}, Case{9, 3, 64, 70, KvType::I16, false},
                     Case{4, 4, 8, 65, KvType::F32, true}, Case{6, 2, 72, 64, KvType::I16, true},
                     Case{7, 1, 128, 33, KvType::F32, false}, Case{8, 2, 256, 66, KvType::I16, true},
-                    Case{2, 1, 16, 1100, KvType::F32, false}));
+                    Case{2, 1, 16, 1100, KvType::F32, false},
+                    Case{6, 2, 64, 70, KvType::F32, true, true},
+                    Case{3, 1, 256, 530, KvType::I16, true, true}));
 
 // A sequence that met NaN leaves nothing behind for the next one in its slot.
 TEST(Attention, ForgetsAnEarlierSequencesNaN) {

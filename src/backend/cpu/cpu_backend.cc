@@ -8,25 +8,40 @@ namespace nibble::cpu {
 // Prepared input rows, grown on demand and kept.
 struct CpuBackend::Rows {
   std::vector<XRow> rows;
-  std::vector<float> f, fsum, scale, normed;
+  std::vector<float> f, sum, scale;
   std::vector<std::int8_t> lo, hi;
   std::vector<std::int16_t> q;
-  std::vector<std::int32_t> qsum;
+  std::vector<std::int32_t> minus8;
 
-  void resize(std::int64_t m, const KPlan& p, bool fixed, bool plain) {
+  // single: every row's words one after the other, those of full blocks of eight too.
+  void resize(std::int64_t m, const KPlan& p, bool fixed, bool plain, bool single = false) {
     const auto grow = [](auto& v, std::int64_t n) {
       if (v.size() < static_cast<std::size_t>(n)) v.resize(static_cast<std::size_t>(n));
     };
     const std::int64_t k = p.padded_k, chunks = k / kChunk;
-    if (plain) grow(f, m * k), grow(fsum, m * chunks);
+    grow(sum, m * chunks);
+    if (plain) grow(f, m * k);
     if (fixed)
-      grow(lo, m * k), grow(hi, m * k), grow(q, m * k), grow(qsum, m * chunks),
+      grow(lo, m * k), grow(hi, m * k), grow(q, m * k), grow(minus8, m * chunks),
           grow(scale, m * p.blocks);
     grow(rows, m);
-    for (std::int64_t i = 0; i < m; ++i)
+    for (std::int64_t i = 0; i < m; ++i) {
+      // Row i of a full block of eight starts its words i % 8 after the block's first.
+      const bool block = !single && stride(i, m) != 1;
+      const std::int64_t first = block ? i / kMaxRows * kMaxRows : i, lane = i - first;
       rows[static_cast<std::size_t>(i)] = {
-          f.data() + i * k, fsum.data() + i * chunks, lo.data() + i * k,          hi.data() + i * k,
-          q.data() + i * k, qsum.data() + i * chunks, scale.data() + i * p.blocks};
+          f.data() + i * k,
+          lo.data() + first * k + lane * 4,
+          hi.data() + i * k,
+          q.data() + first * k + lane * 2,
+          minus8.data() + first * chunks + lane,
+          scale.data() + first * p.blocks + lane,
+          sum.data() + (fixed ? first : i) * chunks + (fixed ? lane : 0)};
+    }
+  }
+  // Between the words of row i of m.
+  static int stride(std::int64_t i, std::int64_t m) {
+    return m - i / kMaxRows * kMaxRows >= kMaxRows ? kWordStride<kMaxRows> : 1;
   }
 };
 
@@ -53,8 +68,10 @@ CpuBackend::CpuBackend(int threads, const Kernels& kernels, bool guarded)
     : pool_(threads),
       kernels_(kernels),
       guarded_(guarded),
+      shares_(pool_.size()),
       scratch_(static_cast<std::size_t>(pool_.size())) {
   for (int t = 0; t < pool_.size(); ++t) rows_.push_back(std::make_unique<Rows>());
+  for (auto& rows : expert_rows_) rows = std::make_unique<Rows>();
 }
 CpuBackend::~CpuBackend() = default;
 
@@ -74,11 +91,24 @@ void CpuBackend::download(void* host, const void* device, std::size_t bytes) {
   std::memcpy(host, device, bytes);
 }
 
-std::unique_ptr<Weight> CpuBackend::pack(const WeightSource& source, int pieces) {
-  return std::make_unique<PackedWeight>(source, pieces, kernels_, pool_, guarded_);
+std::unique_ptr<Weight> CpuBackend::pack(const WeightSource& source, int pieces,
+                                         std::int64_t stack) {
+  return std::make_unique<PackedWeight>(source, pieces, stack, kernels_, pool_, guarded_);
 }
 std::unique_ptr<KvCache> CpuBackend::make_kv_cache(const KvShape& shape) {
   return std::make_unique<CpuKvCache>(shape);
+}
+
+float* CpuBackend::scratch(int thread, std::int64_t n) {
+  std::vector<float>& s = scratch_[static_cast<std::size_t>(thread)];
+  if (s.size() < static_cast<std::size_t>(n)) s.resize(static_cast<std::size_t>(n));
+  return s.data();
+}
+
+XRow* CpuBackend::single_rows(int set, std::int64_t m, const KPlan& plan, bool fixed, bool plain) {
+  Rows& rows = *expert_rows_[set];
+  rows.resize(m, plan, fixed, plain, true);
+  return rows.rows.data();
 }
 
 void CpuBackend::gather(const float* src, const std::int32_t* rows, std::int64_t m,
@@ -97,37 +127,42 @@ void CpuBackend::embedding(const EmbeddingArgs& a) {
   });
 }
 
-// This thread's tiles of all outputs, laid end to end, times every row.
+namespace {
+// With SwiGLU the second matrix has no tiles of its own: they go with the first one's.
+std::span<const LinearOutput> with_tiles(std::span<const LinearOutput> outputs, Epilogue e) {
+  return e == Epilogue::SwiGlu ? outputs.first(1) : outputs;
+}
+}  // namespace
+
+// Tiles [begin, end) of all outputs, laid end to end, times every row; those up to `ahead` are
+// next.
 void CpuBackend::multiply(const Rows& rows, std::int64_t m, std::span<const LinearOutput> outputs,
-                          Epilogue epilogue, Activations activations, int thread) const {
+                          Epilogue epilogue, Activations activations, std::int64_t begin,
+                          std::int64_t end, std::int64_t ahead) const {
   const bool swiglu = epilogue == Epilogue::SwiGlu;
-  const std::size_t matrices = swiglu ? 1 : outputs.size();
-  std::int64_t total = 0;
-  for (std::size_t i = 0; i < matrices; ++i) total += packed(outputs[i]).tile_count();
-  const Part p = part(total, thread, pool_.size());
   float y[kMaxRows * kTile], up[kMaxRows * kTile];
-  const auto run = [&](const LinearOutput& o, std::int64_t tile, std::int64_t row, int which,
-                       float* out) {
+  const auto run = [&](const LinearOutput& o, std::int64_t tile, std::int64_t next,
+                       std::int64_t row, int which, float* out) {
     const PackedWeight& w = packed(o);
     kernels_.tile[static_cast<int>(w.format().type)][static_cast<int>(activations)][which](
-        w.tiles(), tile, rows.rows.data() + row, out);
+        w.tiles(), tile, row == 0 ? next : 0, rows.rows.data() + row, out);
     if (o.bias == nullptr) return;
     const std::int64_t n = std::min<std::int64_t>(kTile, w.format().n - tile * kTile);
     for (int r = 0; r < 1 << which; ++r)
       for (std::int64_t j = 0; j < n; ++j) out[r * kTile + j] += o.bias[tile * kTile + j];
   };
   std::int64_t first = 0;
-  for (std::size_t i = 0; i < matrices; ++i) {
-    const LinearOutput& o = outputs[i];
-    const std::int64_t tiles = packed(o).tile_count(), n = packed(o).format().n;
-    for (std::int64_t t = std::max(p.begin, first); t < std::min(p.end, first + tiles); ++t) {
+  for (const LinearOutput& o : with_tiles(outputs, epilogue)) {
+    const std::int64_t tiles = packed(o).tile_count(), n = packed(o).format().n,
+                       next = std::min(ahead - first, tiles);
+    for (std::int64_t t = std::max(begin, first); t < std::min(end, first + tiles); ++t) {
       const std::int64_t tile = t - first,
                          columns = std::min<std::int64_t>(kTile, n - tile * kTile);
       for (std::int64_t row = 0; row < m;) {
-        const int which = m - row >= 4 ? 2 : m - row >= 2 ? 1 : 0;
-        run(o, tile, row, which, y);
+        const int which = m - row >= 8 ? 3 : m - row >= 4 ? 2 : m - row >= 2 ? 1 : 0;
+        run(o, tile, next, row, which, y);
         if (swiglu) {
-          run(outputs[1], tile, row, which, up);
+          run(outputs[1], tile, next, row, which, up);
           for (int r = 0; r < 1 << which; ++r)
             kernels_.swiglu(y + r * kTile, up + r * kTile, y + r * kTile);
         }
@@ -154,14 +189,22 @@ void CpuBackend::run_linear(std::int64_t m, std::int64_t k, Activations activati
   const auto row = [&](Rows& rows, int thread, std::int64_t i) {
     const float* x = prepare(thread, i);
     kernels_.prepare(x, k, plan.block_chunk.data(), plan.blocks, activations, fixed, plain,
-                     rows.rows[static_cast<std::size_t>(i)]);
+                     Rows::stride(i, m), rows.rows[static_cast<std::size_t>(i)]);
+  };
+  std::int64_t tiles = 0;
+  for (const LinearOutput& o : with_tiles(outputs, epilogue)) tiles += packed(o).tile_count();
+  shares_.reset(tiles);
+  const auto take = [&](const Rows& rows, int thread) {
+    shares_.take(thread, [&](std::int64_t begin, std::int64_t end, std::int64_t run_end) {
+      multiply(rows, m, outputs, epilogue, activations, begin, end, run_end);
+    });
   };
   if (own_rows) {
     pool_.run([&](int thread) {
       Rows& rows = *rows_[static_cast<std::size_t>(thread)];
       rows.resize(m, plan, fixed, plain);
       for (std::int64_t i = 0; i < m; ++i) row(rows, thread, i);
-      multiply(rows, m, outputs, epilogue, activations, thread);
+      take(rows, thread);
     });
     return;
   }
@@ -171,7 +214,7 @@ void CpuBackend::run_linear(std::int64_t m, std::int64_t k, Activations activati
     const Part p = part(m, thread, pool_.size());
     for (std::int64_t i = p.begin; i < p.end; ++i) row(rows, thread, i);
   });
-  pool_.run([&](int thread) { multiply(rows, m, outputs, epilogue, activations, thread); });
+  pool_.run([&](int thread) { take(rows, thread); });
 }
 
 void CpuBackend::linear(const LinearArgs& a) {
@@ -185,10 +228,9 @@ void CpuBackend::add_rmsnorm_linear(const AddRmsNormLinearArgs& a) {
   const float offset = a.unit_offset ? 1.0f : 0.0f;
   const bool own_rows = a.plan == Plan::Auto ? a.m <= kOwnRows : a.plan == Plan::Fused;
   const auto prepare = [&](int thread, std::int64_t i) {
-    std::vector<float>& u = scratch_[static_cast<std::size_t>(thread)];
-    if (u.size() < static_cast<std::size_t>(a.k)) u.resize(static_cast<std::size_t>(a.k));
+    float* u = scratch(thread, a.k);
     const float* delta = a.delta != nullptr ? a.delta + i * a.k : nullptr;
-    kernels_.add_rmsnorm(a.residual + i * a.k, delta, a.weight, offset, a.eps, a.k, u.data());
+    kernels_.add_rmsnorm(a.residual + i * a.k, delta, a.weight, offset, a.eps, a.k, u);
     // Each element of the outputs is written by one thread: a slice of the row where every thread
     // prepares it, the whole row where one does.
     const bool slice = own_rows && !a.outputs.empty();
@@ -198,8 +240,8 @@ void CpuBackend::add_rmsnorm_linear(const AddRmsNormLinearArgs& a) {
       kernels_.add(a.residual + at, delta != nullptr ? a.delta + at : nullptr, n,
                    a.residual_out + at);
     if (a.normed != nullptr)
-      std::memcpy(a.normed + at, u.data() + p.begin, static_cast<std::size_t>(n) * sizeof(float));
-    return static_cast<const float*>(u.data());
+      std::memcpy(a.normed + at, u + p.begin, static_cast<std::size_t>(n) * sizeof(float));
+    return static_cast<const float*>(u);
   };
   if (!a.outputs.empty())
     return run_linear(a.m, a.k, a.activations, a.outputs, a.epilogue, own_rows, prepare);
@@ -209,28 +251,40 @@ void CpuBackend::add_rmsnorm_linear(const AddRmsNormLinearArgs& a) {
   });
 }
 
+void CpuBackend::gated_rmsnorm_linear(const GatedRmsNormLinearArgs& a) {
+  check(a);
+  const std::int64_t k = a.heads * a.dim;
+  const auto prepare = [&](int thread, std::int64_t i) {
+    float* u = scratch(thread, k);
+    for (std::int64_t c = 0; c < k; c += a.dim)
+      kernels_.gated_rmsnorm(a.o + i * k + c, a.z + i * k + c, a.weight, a.eps, a.dim, u + c);
+    return static_cast<const float*>(u);
+  };
+  run_linear(a.m, k, a.activations, a.outputs, Epilogue::None, a.m <= kOwnRows, prepare);
+}
+
 void CpuBackend::rope_cache(const RopeCacheArgs& a) {
   check(a);
   auto& cache = static_cast<CpuKvCache&>(*a.cache);
   const KvShape& s = cache.shape();
-  const std::int64_t hd = s.head_dim, heads = a.heads + s.kv_heads, stride = cache.stride();
+  const std::int64_t hd = s.head_dim, heads = a.heads + s.kv_heads, stride = cache.stride(),
+                     q_pitch = a.q_pitch > 0 ? a.q_pitch : hd;
+  const float offset = a.unit_offset ? 1.0f : 0.0f;
   pool_.run([&](int thread) {
-    std::vector<float>& buffer = scratch_[static_cast<std::size_t>(thread)];
-    if (buffer.size() < static_cast<std::size_t>(2 * stride))
-      buffer.resize(static_cast<std::size_t>(2 * stride));
-    float *k = buffer.data(), *v = k + stride;
+    float *k = scratch(thread, 2 * stride), *v = k + stride;
     const Part p = part(a.m * heads, thread, pool_.size());
     for (std::int64_t task = p.begin; task < p.end; ++task) {
       const std::int64_t i = task / heads, h = task % heads;
       const float* cos_sin = a.cos_sin + i * a.rotary;
       if (h < a.heads) {
-        const std::int64_t at = (i * a.heads + h) * hd;
-        kernels_.rope(a.q + at, hd, a.q_norm, a.eps, cos_sin, a.rotary, a.q_out + at);
+        const std::int64_t at = i * a.heads + h;
+        kernels_.rope(a.q + at * q_pitch, hd, a.q_norm, offset, a.eps, cos_sin, a.rotary,
+                      a.q_out + at * hd);
         continue;
       }
       const std::int64_t head = h - a.heads, at = (i * s.kv_heads + head) * hd;
-      std::fill(buffer.begin(), buffer.begin() + 2 * stride, 0.0f);
-      kernels_.rope(a.k + at, hd, a.k_norm, a.eps, cos_sin, a.rotary, k);
+      std::fill_n(k, 2 * stride, 0.0f);
+      kernels_.rope(a.k + at, hd, a.k_norm, offset, a.eps, cos_sin, a.rotary, k);
       std::copy_n(a.v + at, hd, v);
       cache.write(kernels_, a.layer, a.rows[i].slot, head, a.rows[i].position, k, v);
     }
@@ -274,16 +328,14 @@ void CpuBackend::attention(const AttentionArgs& a) {
     next = 0;
   }
   pool_.run([&](int thread) {
-    std::vector<float>& own = scratch_[static_cast<std::size_t>(thread)];
-    if (!spread && own.size() < static_cast<std::size_t>(splits * pitch))
-      own.resize(static_cast<std::size_t>(splits * pitch));
+    float* own = spread ? nullptr : scratch(thread, splits * pitch);
     for (std::int64_t t; (t = next.fetch_add(1)) < heads;) {
       const std::int64_t i = t / a.heads, h = t % a.heads;
-      const float* parts = spread ? partials_.data() + t * splits * pitch : own.data();
+      const float* parts = spread ? partials_.data() + t * splits * pitch : own;
       if (!spread)
-        for (std::int64_t sp = 0; sp < row_splits(i); ++sp)
-          attend(i, h, sp, own.data() + sp * pitch);
-      kernels_.combine(parts, row_splits(i), pitch, hd, a.out + t * hd);
+        for (std::int64_t sp = 0; sp < row_splits(i); ++sp) attend(i, h, sp, own + sp * pitch);
+      const float* gate = a.gate != nullptr ? a.gate + t * a.gate_pitch : nullptr;
+      kernels_.combine(parts, row_splits(i), pitch, hd, gate, a.out + t * hd);
     }
   });
 }

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <cstring>
 
 #include "backend/cpu/cpu_backend.h"
 
@@ -40,6 +41,24 @@ void CpuKvCache::write(const Kernels& kernels, std::int64_t layer, std::int64_t 
   kernels.to_int16(k, stride(), rounded, key_scales_.data() + at);
   for (std::int64_t d = 0; d < hd; ++d) static_cast<std::int16_t*>(ks)[key + d * 16] = rounded[d];
   kernels.to_int16(v, stride(), static_cast<std::int16_t*>(vs) + value, value_scales_.data() + at);
+}
+
+void CpuKvCache::copy(std::int64_t from, std::int64_t to, std::int64_t n) {
+  const auto vectors = static_cast<std::size_t>((n + 15) / 16 * 16);  // keys lie 16 together
+  const auto bytes = [&](std::int64_t width) {
+    return vectors * static_cast<std::size_t>(width) * element();
+  };
+  for (std::int64_t layer = 0; layer < shape_.layers; ++layer)
+    for (std::int64_t head = 0; head < shape_.kv_heads; ++head) {
+      const auto move = [&](const void* src, const void* dst, std::size_t size) {
+        std::memcpy(const_cast<void*>(dst), src, size);
+      };
+      move(keys(layer, from, head), keys(layer, to, head), bytes(shape_.head_dim));
+      move(values(layer, from, head), values(layer, to, head), bytes(stride()));
+      if (shape_.type != KvType::I16) continue;
+      move(key_scales(layer, from, head), key_scales(layer, to, head), vectors * sizeof(float));
+      move(value_scales(layer, from, head), value_scales(layer, to, head), vectors * sizeof(float));
+    }
 }
 
 void CpuKvCache::read(std::int64_t layer, std::int64_t slot, std::int64_t head,

@@ -51,10 +51,12 @@ std::int64_t chunk_bytes(WeightType t) {
 
 }  // namespace
 
-PackedWeight::PackedWeight(const WeightSource& source, int pieces, const Kernels& kernels,
-                           ThreadPool& pool, bool guarded)
-    : Weight(source.format(), pieces),
+PackedWeight::PackedWeight(const WeightSource& source, int pieces, std::int64_t stack,
+                           const Kernels& kernels, ThreadPool& pool, bool guarded)
+    : Weight(source.format(), pieces, stack),
       plan_(plan_k(source.format().k, source.format().group, pieces)) {
+  require(stack > 0 && format_.n % stack == 0, "[pack] expected {} rows in {} equal matrices",
+          format_.n, stack);
   const std::int64_t tiles = tile_count(), chunks = plan_.padded_k / kChunk,
                      groups = format_.groups();
   const std::int64_t scale_size = format_.scales_are_f16 ? 2 : 4;
@@ -75,19 +77,22 @@ PackedWeight::PackedWeight(const WeightSource& source, int pieces, const Kernels
   bytes_ = codes_.size() + scales_.size() + offsets_.size();
 
   const std::int64_t per_read =
-      std::clamp<std::int64_t>((1 << 18) / (kTile * format_.k), 1, 16);  // tiles
+      std::clamp<std::int64_t>((1 << 18) / (kTile * format_.k), 1, 16);   // tiles
+  const std::int64_t reads = (matrix_tiles() + per_read - 1) / per_read;  // of a matrix
   std::atomic<std::int64_t> next{0};
   pool.run([&](int) {
     WeightRows rows;
     for (;;) {
-      const std::int64_t first = next.fetch_add(per_read);
-      if (first >= tiles) return;
-      const std::int64_t last = std::min(tiles, first + per_read);
-      const std::int64_t row = first * kTile, count = std::min(format_.n, last * kTile) - row;
+      const std::int64_t task = next.fetch_add(1), matrix = task / reads;
+      if (matrix >= stack_) return;
+      const std::int64_t first = task % reads * per_read,  // tile of the matrix
+          last = std::min(matrix_tiles(), first + per_read);
+      const std::int64_t row = matrix * matrix_rows() + first * kTile,
+                         count = std::min(matrix_rows(), last * kTile) - first * kTile;
       source.read(row, count, rows);
       for (std::int64_t t = first; t < last; ++t)
-        pack_tile(kernels, t, rows, (t - first) * kTile,
-                  std::min<std::int64_t>(kTile, format_.n - t * kTile));
+        pack_tile(kernels, matrix * matrix_tiles() + t, rows, (t - first) * kTile,
+                  std::min<std::int64_t>(kTile, matrix_rows() - t * kTile));
       source.release(row, count);
     }
   });

@@ -98,7 +98,7 @@ inline void attend(const AttentionTask& t) {
 void attention(const AttentionTask& t) { t.fixed ? attend<true>(t) : attend<false>(t); }
 
 void combine(const float* parts, std::int64_t splits, std::int64_t pitch, std::int64_t head_dim,
-             float* out) {
+             const float* gate, float* out) {
   float top = parts[0], total = 0;
   for (std::int64_t i = 1; i < splits; ++i) top = parts[i * pitch] > top ? parts[i * pitch] : top;
   for (std::int64_t i = 0; i < splits; ++i) {
@@ -110,8 +110,11 @@ void combine(const float* parts, std::int64_t splits, std::int64_t pitch, std::i
       store_upto(out + d, f_fma(f_set1(w), f_load(part + 2 + d), old), head_dim - d);
     }
   }
-  for (std::int64_t d = 0; d < head_dim; d += 16)
-    store_upto(out + d, f_div(load_upto(out + d, head_dim - d), f_set1(total)), head_dim - d);
+  for (std::int64_t d = 0; d < head_dim; d += 16) {
+    F o = f_div(load_upto(out + d, head_dim - d), f_set1(total));
+    if (gate != nullptr) o = f_mul(o, f_sigmoid(load_upto(gate + d, head_dim - d)));
+    store_upto(out + d, o, head_dim - d);
+  }
 }
 
 }  // namespace

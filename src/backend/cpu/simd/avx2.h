@@ -85,69 +85,102 @@ inline void i_store8(std::int8_t* p, I x) {
                    _mm_packus_epi16(_mm256_castsi256_si128(h), _mm256_extracti128_si256(h, 1)));
 }
 
-inline __m256i quad(const std::int8_t* p) {
+inline void i_store_pairs(std::int16_t* p, I x) {  // XRow::q's order
+  const __m256i order = _mm256_broadcastsi128_si256(
+      _mm_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_shuffle_epi8(narrow16(x), order));
+}
+
+template <class T>
+inline __m256i word(const T* p) {  // 32 bits, in every lane
   std::int32_t v;
   std::memcpy(&v, p, 4);
   return _mm256_set1_epi32(v);
 }
 
-// Eight rows at a time, so that all sums stay in registers. A chunk is 8 steps of 4 columns; a
-// 16-bit lane takes 8 sums of at most 2 * 15 * 128 = 3840, which stays below 32767.
-template <int L, int MB>
-inline void dot_int4(const std::uint8_t* codes, int chunks, const XRow* x, std::int64_t k0, I* s) {
+// Bytes. Eight rows of W at a time, so that all sums stay in registers. A chunk is 8 steps of 4
+// columns; a 16-bit lane takes 8 sums of at most 2 * 15 * 128 = 3840, which stays below 32767.
+template <int L, int MB, int Chunks, bool Centred>
+inline void dot_int4_bytes(const std::uint8_t* codes, const XRow* x, std::int64_t k0,
+                           __m256i* sum) {
   const __m256i nibble = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
-  for (int half = 0; half < 2; ++half) {
-    __m256i sum[MB];
-    for (int m = 0; m < MB; ++m) sum[m] = _mm256_setzero_si256();
-    for (int c = 0; c < chunks; ++c) {
-      __m256i lo[MB], hi[MB];
-      for (int m = 0; m < MB; ++m) lo[m] = hi[m] = _mm256_setzero_si256();
-      for (int v = 0; v < 4; ++v) {
-        const __m256i w = load256(codes + c * 256 + v * 64 + half * 32);
-        const __m256i w0 = _mm256_and_si256(w, nibble);
-        const __m256i w1 = _mm256_and_si256(_mm256_srli_epi16(w, 4), nibble);
-        for (int m = 0; m < MB; ++m) {
-          const std::int64_t k = k0 + c * 32 + v * 8;
-          lo[m] = _mm256_add_epi16(lo[m], _mm256_maddubs_epi16(w0, quad(x[m].lo + k)));
-          lo[m] = _mm256_add_epi16(lo[m], _mm256_maddubs_epi16(w1, quad(x[m].lo + k + 4)));
-          if (L == 2) {
-            hi[m] = _mm256_add_epi16(hi[m], _mm256_maddubs_epi16(w0, quad(x[m].hi + k)));
-            hi[m] = _mm256_add_epi16(hi[m], _mm256_maddubs_epi16(w1, quad(x[m].hi + k + 4)));
-          }
+  for (int m = 0; m < MB; ++m) sum[m] = _mm256_setzero_si256();
+  for (int c = 0; c < Chunks; ++c) {
+    __m256i lo[MB], hi[MB];
+    for (int m = 0; m < MB; ++m) lo[m] = hi[m] = _mm256_setzero_si256();
+    for (int v = 0; v < 4; ++v) {
+      const __m256i w = load256(codes + c * 256 + v * 64);
+      const __m256i w0 = _mm256_and_si256(w, nibble);
+      const __m256i w1 = _mm256_and_si256(_mm256_srli_epi16(w, 4), nibble);
+      for (int m = 0; m < MB; ++m) {
+        const std::int64_t k = k0 + c * 32 + v * 8;
+        lo[m] = _mm256_add_epi16(lo[m], _mm256_maddubs_epi16(w0, word(lo_word<MB>(x, m, k))));
+        lo[m] = _mm256_add_epi16(lo[m], _mm256_maddubs_epi16(w1, word(lo_word<MB>(x, m, k + 4))));
+        if (L == 2) {
+          hi[m] = _mm256_add_epi16(hi[m], _mm256_maddubs_epi16(w0, word(x[m].hi + k)));
+          hi[m] = _mm256_add_epi16(hi[m], _mm256_maddubs_epi16(w1, word(x[m].hi + k + 4)));
         }
       }
-      for (int m = 0; m < MB; ++m) {
-        sum[m] = _mm256_add_epi32(sum[m], _mm256_madd_epi16(lo[m], ones));
-        if (L == 2)
-          sum[m] = _mm256_add_epi32(sum[m], _mm256_slli_epi32(_mm256_madd_epi16(hi[m], ones), 8));
-      }
     }
+    for (int m = 0; m < MB; ++m) {
+      if (Centred) sum[m] = _mm256_add_epi32(sum[m], word(minus8_word<MB>(x, m, k0 / kChunk + c)));
+      sum[m] = _mm256_add_epi32(sum[m], _mm256_madd_epi16(lo[m], ones));
+      if (L == 2)
+        sum[m] = _mm256_add_epi32(sum[m], _mm256_slli_epi32(_mm256_madd_epi16(hi[m], ones), 8));
+    }
+  }
+}
+
+// 16-bit pairs: more work to split a code vector, less for each row of x.
+template <int MB, int Chunks, bool Centred>
+inline void dot_int4_pairs(const std::uint8_t* codes, const XRow* x, std::int64_t k0,
+                           __m256i* sum) {
+  const __m256i nibble = _mm256_set1_epi16(15);
+  for (int m = 0; m < MB; ++m)
+    sum[m] = Centred ? word(minus8_word<MB>(x, m, k0 / kChunk)) : _mm256_setzero_si256();
+  if (Centred && Chunks == 2)
+    for (int m = 0; m < MB; ++m)
+      sum[m] = _mm256_add_epi32(sum[m], word(minus8_word<MB>(x, m, k0 / kChunk + 1)));
+  for (int v = 0; v < Chunks * 4; ++v) {
+    const __m256i w = load256(codes + v * 64);
+    const __m256i part[4] = {
+        _mm256_and_si256(w, nibble), _mm256_and_si256(_mm256_srli_epi16(w, 4), nibble),
+        _mm256_and_si256(_mm256_srli_epi16(w, 8), nibble), _mm256_srli_epi16(w, 12)};
+    for (int m = 0; m < MB; ++m)
+      for (int i = 0; i < 4; ++i)
+        sum[m] = _mm256_add_epi32(
+            sum[m], _mm256_madd_epi16(part[i], word(q_word<MB>(x, m, k0 + v * 8 + i * 2))));
+  }
+}
+
+template <int L, int MB, int Chunks, bool Centred>
+inline void dot_int4(const std::uint8_t* codes, const XRow* x, std::int64_t k0, I* s) {
+  for (int half = 0; half < 2; ++half) {
+    __m256i sum[MB];
+    if constexpr (L == 1 || MB == 1)
+      dot_int4_bytes<L, MB, Chunks, Centred>(codes + half * 32, x, k0, sum);
+    else
+      dot_int4_pairs<MB, Chunks, Centred>(codes + half * 32, x, k0, sum);
     for (int m = 0; m < MB; ++m) (half == 0 ? s[m].a : s[m].b) = sum[m];
   }
 }
 
-// Signed codes widened to 16 bits times 16-bit q: a register holds 4 rows x 4 columns.
-template <int L, int MB>
-inline void dot_int8(const std::uint8_t* codes, int chunks, const XRow* x, std::int64_t k0, I* s) {
-  const __m256i order = _mm256_setr_epi32(0, 1, 4, 5, 2, 3, 6, 7);
+template <int L, int MB, int Chunks>
+inline void dot_int8(const std::uint8_t* codes, const XRow* x, std::int64_t k0, I* s) {
   for (int half = 0; half < 2; ++half) {
-    __m256i p[MB], q[MB];  // rows 0..3 and 4..7 of the half, two sums a row
-    for (int m = 0; m < MB; ++m) p[m] = q[m] = _mm256_setzero_si256();
-    for (int v = 0; v < chunks * 8; ++v) {
-      const __m256i w0 = _mm256_cvtepi8_epi16(load128(codes + v * 64 + half * 32));
-      const __m256i w1 = _mm256_cvtepi8_epi16(load128(codes + v * 64 + half * 32 + 16));
+    __m256i sum[MB];
+    for (int m = 0; m < MB; ++m) sum[m] = _mm256_setzero_si256();
+    for (int v = 0; v < Chunks * 8; ++v) {
+      const __m256i w = load256(codes + v * 64 + half * 32);
+      const __m256i even = _mm256_srai_epi16(_mm256_slli_epi16(w, 8), 8),
+                    odd = _mm256_srai_epi16(w, 8);
       for (int m = 0; m < MB; ++m) {
-        std::int64_t four;
-        std::memcpy(&four, x[m].q + k0 + v * 4, 8);
-        const __m256i xv = _mm256_set1_epi64x(four);
-        p[m] = _mm256_add_epi32(p[m], _mm256_madd_epi16(w0, xv));
-        q[m] = _mm256_add_epi32(q[m], _mm256_madd_epi16(w1, xv));
+        const std::int64_t k = k0 + v / 2 * 8 + v % 2 * 2;
+        sum[m] = _mm256_add_epi32(sum[m], _mm256_madd_epi16(even, word(q_word<MB>(x, m, k))));
+        sum[m] = _mm256_add_epi32(sum[m], _mm256_madd_epi16(odd, word(q_word<MB>(x, m, k + 4))));
       }
     }
-    for (int m = 0; m < MB; ++m) {
-      const __m256i r = _mm256_permutevar8x32_epi32(_mm256_hadd_epi32(p[m], q[m]), order);
-      (half == 0 ? s[m].a : s[m].b) = r;
-    }
+    for (int m = 0; m < MB; ++m) (half == 0 ? s[m].a : s[m].b) = sum[m];
   }
 }
 

@@ -1,9 +1,12 @@
-// The kernels are written over the vector header: it comes first.
+// In the order of what they need.
 // clang-format off
+#include "backend/cpu/simd/words.inl"
 #include "backend/cpu/simd/avx512vnni.h"
 #include "backend/cpu/simd/linear.inl"
 #include "backend/cpu/simd/rowwise.inl"
 #include "backend/cpu/simd/attention.inl"
+#include "backend/cpu/simd/delta_net.inl"
+#include "backend/cpu/simd/moe.inl"
 #include "backend/cpu/simd/table.inl"
 // clang-format on
 

@@ -63,28 +63,43 @@ inline void i_store16(std::int16_t* p, I x) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(x.v));
 }
 
-inline __m512i quad(const std::int8_t* p) {
+inline __m256i in_pairs(__m256i x) {  // XRow::q's order
+  return _mm256_shuffle_epi8(x, _mm256_broadcastsi128_si256(_mm_setr_epi8(
+                                    0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15)));
+}
+inline void i_store_pairs(std::int16_t* p, I x) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), in_pairs(_mm512_cvtepi32_epi16(x.v)));
+}
+
+template <class T>
+inline __m512i word(const T* p) {  // 32 bits, in every lane
   std::int32_t v;
   std::memcpy(&v, p, 4);
   return _mm512_set1_epi32(v);
 }
 
-template <int L, int MB>
-inline void dot_int4(const std::uint8_t* codes, int chunks, const XRow* x, std::int64_t k0, I* s) {
+// One or two rows of x: bytes, so that a code vector splits in three instructions.
+template <int L, int MB, int Chunks, bool Centred>
+inline void dot_int4_bytes(const std::uint8_t* codes, const XRow* x, std::int64_t k0, I* s) {
   const __m512i nibble = _mm512_set1_epi8(15);
   __m512i lo[MB][2], hi[MB][2];  // even and odd quads apart: shorter dependency chains
-  for (int m = 0; m < MB; ++m) lo[m][0] = lo[m][1] = hi[m][0] = hi[m][1] = _mm512_setzero_si512();
-  for (int v = 0; v < chunks * 4; ++v) {
+  for (int m = 0; m < MB; ++m) {
+    const auto bias = [&](int c) { return word(minus8_word<MB>(x, m, k0 / kChunk + c)); };
+    lo[m][0] = Centred ? bias(0) : _mm512_setzero_si512();
+    lo[m][1] = Centred && Chunks == 2 ? bias(1) : _mm512_setzero_si512();
+    hi[m][0] = hi[m][1] = _mm512_setzero_si512();
+  }
+  for (int v = 0; v < Chunks * 4; ++v) {
     const __m512i w = _mm512_loadu_si512(codes + v * 64);
     const __m512i w0 = _mm512_and_si512(w, nibble);
     const __m512i w1 = _mm512_and_si512(_mm512_srli_epi16(w, 4), nibble);
     for (int m = 0; m < MB; ++m) {
       const std::int64_t k = k0 + v * 8;
-      lo[m][0] = _mm512_dpbusd_epi32(lo[m][0], w0, quad(x[m].lo + k));
-      lo[m][1] = _mm512_dpbusd_epi32(lo[m][1], w1, quad(x[m].lo + k + 4));
+      lo[m][0] = _mm512_dpbusd_epi32(lo[m][0], w0, word(lo_word<MB>(x, m, k)));
+      lo[m][1] = _mm512_dpbusd_epi32(lo[m][1], w1, word(lo_word<MB>(x, m, k + 4)));
       if (L == 2) {
-        hi[m][0] = _mm512_dpbusd_epi32(hi[m][0], w0, quad(x[m].hi + k));
-        hi[m][1] = _mm512_dpbusd_epi32(hi[m][1], w1, quad(x[m].hi + k + 4));
+        hi[m][0] = _mm512_dpbusd_epi32(hi[m][0], w0, word(x[m].hi + k));
+        hi[m][1] = _mm512_dpbusd_epi32(hi[m][1], w1, word(x[m].hi + k + 4));
       }
     }
   }
@@ -95,24 +110,59 @@ inline void dot_int4(const std::uint8_t* codes, int chunks, const XRow* x, std::
   }
 }
 
-// Signed codes as code + 128 (one xor), less 128 times the sum of q.
-template <int L, int MB>
-inline void dot_int8(const std::uint8_t* codes, int chunks, const XRow* x, std::int64_t k0, I* s) {
-  const __m512i bias = _mm512_set1_epi8(static_cast<char>(0x80));
-  __m512i lo[MB], hi[MB];
-  for (int m = 0; m < MB; ++m) lo[m] = hi[m] = _mm512_setzero_si512();
-  for (int v = 0; v < chunks * 8; ++v) {
-    const __m512i w = _mm512_xor_si512(_mm512_loadu_si512(codes + v * 64), bias);
-    for (int m = 0; m < MB; ++m) {
-      lo[m] = _mm512_dpbusd_epi32(lo[m], w, quad(x[m].lo + k0 + v * 4));
-      if (L == 2) hi[m] = _mm512_dpbusd_epi32(hi[m], w, quad(x[m].hi + k0 + v * 4));
-    }
+// More rows of x: 16-bit pairs, so that a row has one sum and not two limbs to put together.
+template <int MB, int Chunks, bool Centred>
+inline void dot_int4_pairs(const std::uint8_t* codes, const XRow* x, std::int64_t k0, I* s) {
+  const __m512i nibble = _mm512_set1_epi16(15);
+  for (int m = 0; m < MB; ++m)
+    s[m].v = Centred ? word(minus8_word<MB>(x, m, k0 / kChunk)) : _mm512_setzero_si512();
+  if (Centred && Chunks == 2)
+    for (int m = 0; m < MB; ++m)
+      s[m].v = _mm512_add_epi32(s[m].v, word(minus8_word<MB>(x, m, k0 / kChunk + 1)));
+  for (int v = 0; v < Chunks * 4; ++v) {
+    const __m512i w = _mm512_loadu_si512(codes + v * 64);
+    const __m512i part[4] = {
+        _mm512_and_si512(w, nibble), _mm512_and_si512(_mm512_srli_epi16(w, 4), nibble),
+        _mm512_and_si512(_mm512_srli_epi16(w, 8), nibble), _mm512_srli_epi16(w, 12)};
+    for (int i = 0; i < 4; ++i)
+      for (int m = 0; m < MB; ++m)
+        s[m].v = _mm512_dpwssd_epi32(s[m].v, part[i], word(q_word<MB>(x, m, k0 + v * 8 + i * 2)));
   }
-  for (int m = 0; m < MB; ++m) {
-    std::int32_t q = 0;
-    for (int c = 0; c < chunks; ++c) q += x[m].qsum[k0 / kChunk + c];
-    s[m].v = L == 2 ? _mm512_add_epi32(lo[m], _mm512_slli_epi32(hi[m], 8)) : lo[m];
-    s[m].v = _mm512_sub_epi32(s[m].v, _mm512_set1_epi32(q * 128));
+}
+
+template <int L, int MB, int Chunks, bool Centred>
+inline void dot_int4(const std::uint8_t* codes, const XRow* x, std::int64_t k0, I* s) {
+  if constexpr (L == 1 || MB <= 2)
+    dot_int4_bytes<L, MB, Chunks, Centred>(codes, x, k0, s);
+  else
+    dot_int4_pairs<MB, Chunks, Centred>(codes, x, k0, s);
+}
+
+template <int L, int MB, int Chunks>
+inline void dot_int8(const std::uint8_t* codes, const XRow* x, std::int64_t k0, I* s) {
+  for (int m = 0; m < MB; ++m) s[m].v = _mm512_setzero_si512();
+  if constexpr (L == 2) {
+    for (int v = 0; v < Chunks * 8; ++v) {
+      const __m512i w = _mm512_loadu_si512(codes + v * 64);
+      const __m512i even = _mm512_srai_epi16(_mm512_slli_epi16(w, 8), 8),
+                    odd = _mm512_srai_epi16(w, 8);
+      for (int m = 0; m < MB; ++m) {
+        const std::int64_t k = k0 + v / 2 * 8 + v % 2 * 2;
+        s[m].v = _mm512_dpwssd_epi32(s[m].v, even, word(q_word<MB>(x, m, k)));
+        s[m].v = _mm512_dpwssd_epi32(s[m].v, odd, word(q_word<MB>(x, m, k + 4)));
+      }
+    }
+  } else {  // signed codes as code + 128 (one xor), less 128 times the sum of q
+    const __m512i bias = _mm512_set1_epi8(static_cast<char>(0x80));
+    for (int v = 0; v < Chunks * 8; ++v) {
+      const __m512i w = _mm512_xor_si512(_mm512_loadu_si512(codes + v * 64), bias);
+      for (int m = 0; m < MB; ++m)
+        s[m].v = _mm512_dpbusd_epi32(s[m].v, w, word(lo_word<MB>(x, m, k0 + v * 4)));
+    }
+    for (int m = 0; m < MB; ++m)
+      for (int c = 0; c < Chunks; ++c)
+        s[m].v = _mm512_add_epi32(
+            s[m].v, _mm512_slli_epi32(word(minus8_word<MB>(x, m, k0 / kChunk + c)), 4));
   }
 }
 

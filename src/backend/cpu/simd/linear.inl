@@ -2,10 +2,10 @@
 // set's file after its vector header.
 //
 // Per unit (pieces.h), in ascending order, with one fp32 accumulator a lane and piece:
-//   fixed point   s = sum code * q, an exact integer;   acc = fma(s', wscale * xscale, acc)
-//                 s' = s - 8 sum q (int4), s (int8);    int4-affine adds fma(sum q, offset *
-//                 xscale, acc)
+//   fixed point   s = sum code' * q, an exact integer;  acc = fma(s, wscale * xscale, acc)
+//                 code' = code - 8 (int4), code (others)
 //   fp32          s = sum of fma(code', x, s) over the unit's columns; acc = fma(s, wscale, acc)
+//   int4-affine   also, for each chunk,                 acc = fma(sum x, offset, acc)
 //   plain         s as fp32 with the weight's value;    acc = acc + s
 // Pieces are then added as ((01)(23))((45)(67)).
 namespace nibble::cpu {
@@ -53,32 +53,31 @@ inline F column(const std::uint8_t* chunk, int c) {
   }
 }
 
-template <WeightType T, Activations A, int MB>
+template <WeightType T, Activations A, int MB, int Chunks>
 inline void add_unit(const TileWeight& w, const std::uint8_t* codes, const Unit& u,
                      std::int64_t scale_at, const XRow* x, F* acc) {
+  constexpr bool kFixed = is_quantised(T) && A != Activations::Fp32;
+  constexpr int kStride = kFixed ? kWordStride<MB> : 1;
   const std::int64_t k0 = static_cast<std::int64_t>(u.chunk) * kChunk;
-  if constexpr (is_quantised(T) && A != Activations::Fp32) {
+  // Entry `at` of row m in an array with one entry a chunk or block.
+  const auto entry = [&](float* XRow::*array, int m, std::int64_t at) {
+    const float* base = kStride == 1 ? x[m].*array : x[0].*array + m;
+    return f_set1(base[at * kStride]);
+  };
+  if constexpr (kFixed) {
     constexpr int kLimbs = A == Activations::Int16 ? 2 : 1;
     I s[MB];
     if constexpr (T == WeightType::Int8)
-      dot_int8<kLimbs, MB>(codes, u.chunks, x, k0, s);
+      dot_int8<kLimbs, MB, Chunks>(codes, x, k0, s);
     else
-      dot_int4<kLimbs, MB>(codes, u.chunks, x, k0, s);
+      dot_int4<kLimbs, MB, Chunks, T == WeightType::Int4>(codes, x, k0, s);
     const F scale = load_scale(w, w.scales, scale_at);
-    for (int m = 0; m < MB; ++m) {
-      const F xs = f_set1(x[m].scale[u.block]);
-      std::int32_t q = x[m].qsum[u.chunk] + (u.chunks == 2 ? x[m].qsum[u.chunk + 1] : 0);
-      if constexpr (T == WeightType::Int4) s[m] = i_sub(s[m], i_set1(8 * q));
-      acc[m] = f_fma(f_from_i(s[m]), f_mul(scale, xs), acc[m]);
-      if constexpr (T == WeightType::Int4Aff) {
-        const F offset = load_scale(w, w.offsets, scale_at);
-        acc[m] = f_fma(f_set1(static_cast<float>(q)), f_mul(offset, xs), acc[m]);
-      }
-    }
+    for (int m = 0; m < MB; ++m)
+      acc[m] = f_fma(f_from_i(s[m]), f_mul(scale, entry(&XRow::scale, m, u.block)), acc[m]);
   } else {
     F s[MB];
     for (int m = 0; m < MB; ++m) s[m] = f_zero();
-    for (int c = 0; c < u.chunks * kChunk; ++c) {
+    for (int c = 0; c < Chunks * kChunk; ++c) {
       const F v = column<T>(codes + c / kChunk * chunk_bytes(T), c % kChunk);
       for (int m = 0; m < MB; ++m) s[m] = f_fma(v, f_set1(x[m].f[k0 + c]), s[m]);
     }
@@ -87,37 +86,69 @@ inline void add_unit(const TileWeight& w, const std::uint8_t* codes, const Unit&
     } else {
       const F scale = load_scale(w, w.scales, scale_at);
       for (int m = 0; m < MB; ++m) acc[m] = f_fma(s[m], scale, acc[m]);
-      if constexpr (T == WeightType::Int4Aff) {
-        const F offset = load_scale(w, w.offsets, scale_at);
-        for (int m = 0; m < MB; ++m)
-          for (int c = 0; c < u.chunks; ++c)
-            acc[m] = f_fma(f_set1(x[m].fsum[u.chunk + c]), offset, acc[m]);
-      }
     }
+  }
+  if constexpr (T == WeightType::Int4Aff) {
+    const F offset = load_scale(w, w.offsets, scale_at);
+    for (int c = 0; c < Chunks; ++c)
+      for (int m = 0; m < MB; ++m)
+        acc[m] = f_fma(entry(&XRow::sum, m, u.chunk + c), offset, acc[m]);
   }
 }
 
+// How far ahead of the sum weights are brought into the second cache. The first has no room for as
+// many misses as cover memory's latency, and the hardware's own streams end at every page.
+constexpr std::int64_t kAhead = 16384;  // bytes of codes
+
+inline void prefetch(const std::uint8_t* p, std::int64_t bytes) {
+  for (std::int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(p + b, 0, 2);
+}
+
 template <WeightType T, Activations A, int MB>
-void tile(const TileWeight& w, std::int64_t t, const XRow* x, float* out) {
+inline void sum_pieces(const TileWeight& w, std::int64_t t, std::int64_t ahead, const XRow* x,
+                       F (*piece)[MB]) {
   const std::uint8_t* codes = w.codes + t * w.tile_bytes;
+  const std::int64_t ahead_bytes = (ahead - t) * w.tile_bytes - kAhead;  // of this tile on
+  // From the scales (and offsets) in use to those of the codes brought.
+  const std::int64_t scale_bytes = w.scales_f16 ? 2 : 4;
+  const std::int64_t ahead_scales = kAhead * w.groups / w.tile_bytes * kTile;
   const std::int64_t scales = t * w.groups * kTile;
-  F piece[kRowParallelPieces][MB];
-  F acc[MB];
-  for (int m = 0; m < MB; ++m) acc[m] = f_zero();
-  int p = 0;
-  const auto next_piece = [&] {
-    for (int m = 0; m < MB; ++m) piece[p][m] = acc[m], acc[m] = f_zero();
-    ++p;
-  };
-  for (const Unit* u = w.units; u != w.units + w.unit_count; ++u) {
-    while (p < u->piece) next_piece();
-    add_unit<T, A, MB>(w, codes + static_cast<std::int64_t>(u->chunk) * chunk_bytes(T), *u,
-                       scales + static_cast<std::int64_t>(u->group) * kTile, x, acc);
+  const Unit *u = w.units, *const end = u + w.unit_count;
+  for (int p = 0; p < w.pieces; ++p) {
+    F acc[MB];
+    for (int m = 0; m < MB; ++m) acc[m] = f_zero();
+    for (; u != end && u->piece == p; ++u) {
+      const std::int64_t offset = static_cast<std::int64_t>(u->chunk) * chunk_bytes(T);
+      const std::uint8_t* at = codes + offset;
+      const std::int64_t scale_at = scales + static_cast<std::int64_t>(u->group) * kTile;
+      if (offset < ahead_bytes) {
+        prefetch(at + kAhead, u->chunks * chunk_bytes(T));
+        if (is_quantised(T)) prefetch(w.scales + (scale_at + ahead_scales) * scale_bytes, 1);
+        if (T == WeightType::Int4Aff)
+          prefetch(w.offsets + (scale_at + ahead_scales) * scale_bytes, 1);
+      }
+      if (u->chunks == 2)
+        add_unit<T, A, MB, 2>(w, at, *u, scale_at, x, acc);
+      else
+        add_unit<T, A, MB, 1>(w, at, *u, scale_at, x, acc);
+    }
+    for (int m = 0; m < MB; ++m) piece[p][m] = acc[m];
   }
-  while (p < w.pieces) next_piece();
-  for (int n = w.pieces; n > 1; n /= 2)
+}
+
+// The sum ends in piece[0].
+template <int MB>
+inline void add_pieces(F (*piece)[MB], int pieces) {
+  for (int n = pieces; n > 1; n /= 2)
     for (int i = 0; i < n / 2; ++i)
       for (int m = 0; m < MB; ++m) piece[i][m] = f_add(piece[2 * i][m], piece[2 * i + 1][m]);
+}
+
+template <WeightType T, Activations A, int MB>
+void tile(const TileWeight& w, std::int64_t t, std::int64_t ahead, const XRow* x, float* out) {
+  F piece[kRowParallelPieces][MB];
+  sum_pieces<T, A, MB>(w, t, ahead, x, piece);
+  add_pieces<MB>(piece, w.pieces);
   for (int m = 0; m < MB; ++m) f_store(out + m * kTile, piece[0][m]);
 }
 

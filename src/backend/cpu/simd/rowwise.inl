@@ -71,8 +71,13 @@ void to_int16(const float* x, std::int64_t n, std::int16_t* out, float* scale) {
 }
 
 void prepare(const float* x, std::int64_t k, const std::int32_t* block_chunk, std::int32_t blocks,
-             Activations a, bool fixed, bool plain, const XRow& out) {
+             Activations a, bool fixed, bool plain, int stride, const XRow& out) {
   const float top = a == Activations::Int8 ? 127.0f : 32512.0f;
+  const auto spread = [stride](const void* from, int words, void* to) {
+    for (int i = 0; i < words; ++i)
+      __builtin_memcpy(static_cast<char*>(to) + i * stride * 4,
+                       static_cast<const char*>(from) + i * 4, 4);
+  };
   for (std::int32_t b = 0; b < blocks; ++b) {
     const std::int64_t first = static_cast<std::int64_t>(block_chunk[b]) * kChunk;
     const std::int64_t last = static_cast<std::int64_t>(block_chunk[b + 1]) * kChunk;
@@ -80,23 +85,29 @@ void prepare(const float* x, std::int64_t k, const std::int32_t* block_chunk, st
       for (std::int64_t c = first; c < last; c += kChunk) {
         const F u = load_upto(x + c, k - c), v = load_upto(x + c + 16, k - c - 16);
         f_store(out.f + c, u), f_store(out.f + c + 16, v);
-        out.fsum[c / kChunk] = reduce_add(f_add(u, v));
+        if (!fixed) out.sum[c / kChunk] = reduce_add(f_add(u, v));
       }
     }
     if (!fixed) continue;
     // Cut to the range, so that NaN, which the scale already carries, becomes an integer in it.
     const F bound = f_set1(top);
-    const F inv = f_set1(fixed_scale(x + first, k - first < last - first ? k - first : last - first,
-                                     top, &out.scale[b]));
+    float scale;
+    const F inv = f_set1(
+        fixed_scale(x + first, k - first < last - first ? k - first : last - first, top, &scale));
+    out.scale[b * stride] = scale;
     for (std::int64_t c = first; c < last; c += kChunk) {
       I sum = i_set1(0);
       for (int h = 0; h < kChunk; h += 16) {
         const I q = i_round(cut(f_mul(load_upto(x + c + h, k - c - h), inv), bound));
         sum = i_add(sum, q);
-        i_store16(out.q + c + h, q);
+        std::int16_t pairs[16];
+        std::int8_t bytes[16];
+        i_store_pairs(pairs, q);
+        spread(pairs, 8, out.q + (c + h) * stride);
         if (a == Activations::Int8) {
-          i_store8(out.lo + c + h, q);
-        } else {
+          i_store8(bytes, q);
+          spread(bytes, 4, out.lo + (c + h) * stride);
+        } else if (stride == 1) {  // several rows take q
           const I hi = i_sar(i_add(q, i_set1(128)), 8);
           i_store8(out.hi + c + h, hi);
           i_store8(out.lo + c + h, i_sub(q, i_shl(hi, 8)));
@@ -105,7 +116,8 @@ void prepare(const float* x, std::int64_t k, const std::int32_t* block_chunk, st
       std::int32_t s[16];
       i_store(s, sum);
       for (int i = 1; i < 16; ++i) s[0] += s[i];
-      out.qsum[c / kChunk] = s[0];
+      out.minus8[c / kChunk * stride] = -8 * s[0];
+      out.sum[c / kChunk * stride] = static_cast<float>(s[0]) * scale;
     }
   }
 }
@@ -133,14 +145,18 @@ void add(const float* a, const float* b, std::int64_t n, float* out) {
   }
 }
 
-void swiglu(const float* gate, const float* up, float* out) {
-  const F g = f_load(gate), one = f_set1(1.0f);
-  const F silu = f_div(g, f_add(one, f_exp(f_sub(f_zero(), g))));
-  f_store(out, f_mul(silu, f_load(up)));
+// x / (1 + e^-x): e^-x is cut at e^88, so that no magnitude of x gives inf / inf.
+inline F f_silu(F x) { return f_div(x, f_add(f_set1(1.0f), f_exp(f_sub(f_zero(), x)))); }
+inline F f_sigmoid(F x) {
+  return f_div(f_set1(1.0f), f_add(f_set1(1.0f), f_exp(f_sub(f_zero(), x))));
 }
 
-void rope(const float* x, std::int64_t head_dim, const float* norm, float eps, const float* cos_sin,
-          std::int64_t rotary, float* y) {
+void swiglu(const float* gate, const float* up, float* out) {
+  f_store(out, f_mul(f_silu(f_load(gate)), f_load(up)));
+}
+
+void rope(const float* x, std::int64_t head_dim, const float* norm, float offset, float eps,
+          const float* cos_sin, std::int64_t rotary, float* y) {
   F squares = f_zero();
   for (std::int64_t d = 0; d < head_dim; d += 16) {
     const F v = load_upto(x + d, head_dim - d);
@@ -150,7 +166,8 @@ void rope(const float* x, std::int64_t head_dim, const float* norm, float eps, c
       f_set1(1.0f / __builtin_sqrtf(reduce_add(squares) / static_cast<float>(head_dim) + eps));
   for (std::int64_t d = 0; d < head_dim; d += 16) {
     F v = load_upto(x + d, head_dim - d);
-    if (norm != nullptr) v = f_mul(f_mul(v, inv), load_upto(norm + d, head_dim - d));
+    if (norm != nullptr)
+      v = f_mul(f_mul(v, inv), f_add(load_upto(norm + d, head_dim - d), f_set1(offset)));
     store_upto(y + d, v, head_dim - d);
   }
   const std::int64_t half = rotary / 2;

@@ -122,25 +122,34 @@ inline void i_store16(std::int16_t* p, I a) {
   for (int i = 0; i < 16; ++i) p[i] = static_cast<std::int16_t>(a.v[i]);
 }
 
-// s[m] = sum of code * q over `chunks` chunks, one W row a lane. L = 2: q from both limbs.
-template <int L, int MB>
-inline void dot_int4(const std::uint8_t* codes, int chunks, const XRow* x, std::int64_t k0, I* s) {
+// 16 values, in the order of XRow::q.
+inline void i_store_pairs(std::int16_t* p, I a) {
+  for (int i = 0; i < 16; ++i)
+    p[i / 8 * 8 + i % 2 * 4 + i % 8 / 2] = static_cast<std::int16_t>(a.v[i]);
+}
+
+// s[m] = sum of code' * q over `chunks` chunks, one W row a lane; code' = code - 8 if Centred.
+// L = 2: 16-bit q, L = 1: 8-bit.
+template <int L, int MB, int Chunks, bool Centred>
+inline void dot_int4(const std::uint8_t* codes, const XRow* x, std::int64_t k0, I* s) {
   for (int m = 0; m < MB; ++m) {
     s[m] = i_set1(0);
-    const std::int16_t* q = x[m].q + k0;
-    for (int i = 0; i < chunks * 256; ++i) {
-      const int k = i / 64 * 8 + i % 4;
-      s[m].v[i / 4 % 16] += (codes[i] & 15) * q[k] + (codes[i] >> 4) * q[k + 4];
+    for (int i = 0; i < Chunks * 256; ++i) {
+      const std::int64_t k = k0 + i / 64 * 8 + i % 2 * 4;  // columns c and c + 4
+      const int half = i % 4 / 2, bias = Centred ? 8 : 0;
+      s[m].v[i / 4 % 16] += ((codes[i] & 15) - bias) * q_word<MB>(x, m, k)[half] +
+                            ((codes[i] >> 4) - bias) * q_word<MB>(x, m, k + 2)[half];
     }
   }
 }
-template <int L, int MB>
-inline void dot_int8(const std::uint8_t* codes, int chunks, const XRow* x, std::int64_t k0, I* s) {
+template <int L, int MB, int Chunks>
+inline void dot_int8(const std::uint8_t* codes, const XRow* x, std::int64_t k0, I* s) {
   for (int m = 0; m < MB; ++m) {
     s[m] = i_set1(0);
-    const std::int16_t* q = x[m].q + k0;
-    for (int i = 0; i < chunks * 512; ++i)
-      s[m].v[i / 4 % 16] += static_cast<std::int8_t>(codes[i]) * q[i / 64 * 4 + i % 4];
+    for (int i = 0; i < Chunks * 512; ++i) {
+      const std::int64_t k = k0 + i / 128 * 8 + i % 2 * 4 + i / 64 % 2 * 2;
+      s[m].v[i / 4 % 16] += static_cast<std::int8_t>(codes[i]) * q_word<MB>(x, m, k)[i % 4 / 2];
+    }
   }
 }
 
