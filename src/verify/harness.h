@@ -49,7 +49,8 @@ struct Row {
 // Runs cases on every schedule. Every input and output lies in a guarded, poisoned buffer.
 class Harness {
  public:
-  Harness();
+  // tested: the table of kernels that is checked, against the other instruction sets.
+  explicit Harness(const cpu::Kernels& tested = cpu::kernels(cpu::best_isa()));
   ~Harness();
   // One row an activation mode; plain types have fp32 only.
   std::vector<Row> check(const Case& c, const std::vector<Activations>& modes);
@@ -59,7 +60,7 @@ class Harness {
 
  private:
   ThreadPool pool_;                                        // for the reference
-  std::vector<std::unique_ptr<cpu::CpuBackend>> threads_;  // the best set: 2, 1, 3, 5, 8 threads
+  std::vector<std::unique_ptr<cpu::CpuBackend>> threads_;  // the tested set: 2, 1, 3, 5, 8 threads
   std::vector<std::unique_ptr<cpu::CpuBackend>> others_;   // the other sets, 2 threads
   std::unique_ptr<cpu::CpuBackend> adversary_;             // FirstThenOthers, 5 threads
 };
