@@ -29,7 +29,7 @@ def main():
     left.axhline(0.28, color="0.6", linestyle=":", label="published error, 0.28")
     left.set(xlabel="work-groups that start late, %", ylabel="relative RMS error of y",
              ylim=(0, 0.4), title=f"{first['n']} x {first['k']}")
-    left.legend(frameon=False, loc="lower right")
+    left.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 0.26), borderpad=0)
 
     series = (("in time", "in_order", "0.7"), ("in place", "in_place", "C3"),
               ("split above 512", "split_above_512", "C1"), ("Nibble", "nibble", "C0"))

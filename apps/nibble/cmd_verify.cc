@@ -96,7 +96,7 @@ Sweep run_sweep(const Options& o) {
   if (!o.json) {
     out("{}\nmachine {}, {} cores\nschedules {}\n\n", version_text(), cpu_model(),
         available_cores(), harness.describe());
-    print_head();
+    if (!o.quick) print_head();
   }
   // Time goes with elements, plus a share for each case's many small operations.
   const auto cost = [](const Case& c) { return static_cast<double>(c.n * c.k) + 5e5; };
