@@ -250,6 +250,53 @@ TEST(AddRmsNormLinear, FusedMatchesReferenceAndPrepass) {
         }
 }
 
+// Fused: every thread prepares each row. Prepass: each row is prepared once, whatever M.
+TEST(AddRmsNormLinear, PlanSaysWhoPreparesARow) {
+  class Count final : public verify::Disturbance {
+   public:
+    void before(verify::Stage s) override { norms += s == verify::Stage::Norm; }
+    std::atomic<int> norms{0};
+  };
+  cpu::CpuBackend b(3, verify::perturbed_kernels(cpu::best_isa()), true);
+  const RandomWeight source(WeightType::Int4, 40, 64, 32, 1);
+  const auto w = b.pack(source, 1);
+  const auto norms = [&](Plan plan, std::int64_t m, bool output) {
+    const std::vector<float> x = random_floats(static_cast<std::size_t>(m * 64), 1), g(64, 1.0f);
+    Guarded y(static_cast<std::size_t>(m * 40)), u(x.size());
+    const LinearOutput o{w.get(), nullptr, y.data(), 40};
+    AddRmsNormLinearArgs a{
+        .residual = x.data(), .weight = g.data(), .normed = u.data(), .m = m, .k = 64};
+    if (output) a.outputs = {&o, 1};
+    a.plan = plan;
+    Count count;
+    verify::set_disturbance(&count);
+    b.add_rmsnorm_linear(a);
+    verify::set_disturbance(nullptr);
+    return count.norms.load();
+  };
+  EXPECT_EQ(norms(Plan::Fused, 2, true), 6);
+  EXPECT_EQ(norms(Plan::Fused, 20, true), 60);
+  EXPECT_EQ(norms(Plan::Prepass, 2, true), 2);
+  EXPECT_EQ(norms(Plan::Prepass, 20, true), 20);
+  for (const Plan p : {Plan::Auto, Plan::Fused, Plan::Prepass}) EXPECT_EQ(norms(p, 2, false), 2);
+}
+
+TEST(AddRmsNormLinear, WithoutOutputsItNeedsSomethingToWrite) {
+  std::vector<float> x(64, 1.0f), g(64, 1.0f), out(64);
+  const auto with = [&](float* h, float* u, std::int64_t m, std::int64_t k) {
+    AddRmsNormLinearArgs a{
+        .residual = x.data(), .weight = g.data(), .residual_out = h, .normed = u, .m = m, .k = k};
+    check(a);
+  };
+  with(out.data(), nullptr, 1, 64);
+  with(nullptr, out.data(), 1, 64);
+  EXPECT_THROW(with(nullptr, nullptr, 1, 64), Error);
+  EXPECT_THROW(with(out.data(), nullptr, 0, 64), Error);
+  EXPECT_THROW(with(out.data(), nullptr, 1, 0), Error);
+  EXPECT_THROW(with(x.data(), nullptr, 1, 64), Error);
+  EXPECT_THROW(with(nullptr, g.data() + 1, 1, 64), Error);
+}
+
 TEST(AddRmsNormLinear, NothingOverflowsForLargeResiduals) {
   cpu::CpuBackend& b = *harness::backends().back();
   const RandomWeight source(WeightType::Int4, 32, 5120, 128, 1);
