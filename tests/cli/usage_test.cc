@@ -98,6 +98,14 @@ TEST(Usage, WhatIsImpossibleIsTwo) {
   expect_error(2, {"bench", "model", m, "--prompt", "0", "--generate", "0"}, "--prompt");
   expect_error(2, {"bench", "model", m, "--format", "yaml"}, "--format");
   expect_error(2, {"bench", "model", m, "--repeat", "0"}, "--repeat");
+  expect_error(2, {"bench", "model"}, "MODEL");
+  expect_error(2, {"bench", "model", m, "--config", "qwen3.5-0.8b"}, "MODEL");
+  expect_error(2, {"bench", "model", m, "--layers", "2"}, "--config");
+  expect_error(2, {"bench", "model", "--config", "qwen3.5-0.8b"}, "--random-weights");
+  expect_error(2, {"bench", "model", "--config", "gpt-2", "--random-weights"}, "qwen3.6-27b");
+  expect_error(2,
+               {"bench", "model", "--config", "qwen3.5-0.8b", "--random-weights", "--layers", "25"},
+               "--layers");
 }
 
 TEST(Usage, WhatFailsIsOneAndNamesIt) {
