@@ -119,10 +119,10 @@ std::vector<std::unique_ptr<cpu::CpuBackend>>& backends() {
   return all;
 }
 
-Harness::Harness() : pool_(0) {
+Harness::Harness(const cpu::Kernels& tested) : pool_(0) {
   const cpu::Isa best = cpu::best_isa();
   for (const int threads : {2, 1, 3, 5, 8})
-    threads_.push_back(std::make_unique<cpu::CpuBackend>(threads, cpu::kernels(best), true));
+    threads_.push_back(std::make_unique<cpu::CpuBackend>(threads, tested, true));
   for (int i = cpu::kIsaCount - 1; i >= 0; --i)
     if (const auto isa = static_cast<cpu::Isa>(i); isa != best && cpu::isa_supported(isa))
       others_.push_back(std::make_unique<cpu::CpuBackend>(2, cpu::kernels(isa), true));

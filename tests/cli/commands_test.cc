@@ -1,7 +1,9 @@
 // What the commands print: text, files and the documented JSON fields (docs/cli.md).
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <filesystem>
@@ -278,6 +280,48 @@ TEST(Bench, Bandwidth) {
   EXPECT_GT(j["gb_per_second"], 0);
   EXPECT_EQ(j["threads"], 1);
   EXPECT_THAT(nibble({"bench", "bandwidth", "--seconds", "0"}).out, testing::StartsWith("read "));
+}
+
+TEST(Verify, ShapesAsTableAndJson) {
+  const Words words{"verify", "--shape", "24x256,5x96", "--activations", "int16,fp32"};
+  const json j = json_of(words + Words{"--json"});
+  expect_fields(j, {"rows", "failed", "skipped", "commit", "machine", "device", "seconds"});
+  EXPECT_EQ(j["failed"], 0);
+  ASSERT_EQ(j["rows"].size(), 4u);
+  for (const json& row : j["rows"]) {
+    expect_fields(row, {"n", "k", "type", "group", "pieces", "activations", "weight_error", "worst",
+                        "bound", "bits", "runs", "note", "failed"});
+    EXPECT_EQ(row["bits"], "equal");
+    EXPECT_FALSE(row["failed"]);
+    EXPECT_LT(row["worst"], row["bound"]);
+  }
+  EXPECT_EQ(j["rows"][0]["n"], 24);
+  EXPECT_EQ(j["rows"][2]["group"], 32);
+  const std::string table = nibble(words).out;
+  for (const char* says : {"commit ", "machine ", "24x256", "equal, ", "failed: 0"})
+    EXPECT_THAT(table, HasSubstr(says));
+}
+
+TEST(Verify, ExplainIsOnePageWithTheFiguresOfItsJson) {
+  const json j = json_of({"verify", "--explain", "--json"});
+  expect_fields(j, {"lines", "late", "curve"});
+  ASSERT_EQ(j["lines"].size(), 4u);
+  expect_fields(j["lines"][0], {"n", "k", "in_order", "in_place", "split_above_512", "nibble",
+                                "nibble_bits_equal"});
+  EXPECT_TRUE(j["lines"][0]["nibble_bits_equal"]);
+  const std::string page = nibble({"verify", "--explain"}).out;
+  EXPECT_LE(std::count(page.begin(), page.end(), '\n'), 60);
+  EXPECT_THAT(page, HasSubstr("8704x5120"));
+  EXPECT_THAT(page, HasSubstr(fmt::format("{:.3f}", j["lines"][0]["in_place"].get<double>())));
+}
+
+TEST(Verify, Stress) {
+  const json j = json_of({"verify", "--stress", "50", "--shape", "32x256", "--threads", "3",
+                          "--activations", "int16", "--json"});
+  ASSERT_EQ(j["rows"].size(), 1u);
+  expect_fields(j["rows"][0], {"n", "k", "activations", "calls", "differing", "seconds"});
+  EXPECT_EQ(j["rows"][0]["calls"], 50);
+  EXPECT_EQ(j["rows"][0]["differing"], 0);
 }
 
 }  // namespace

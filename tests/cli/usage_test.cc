@@ -29,7 +29,7 @@ void expect_error(int code, const Words& arguments, const std::string& says,
 
 TEST(Usage, EveryCommandTeaches) {
   for (const char* command : {"run", "chat", "quantize", "logits", "perplexity", "inspect",
-                              "tokenize", "template", "bench model", "bench bandwidth"}) {
+                              "tokenize", "template", "bench model", "bench bandwidth", "verify"}) {
     Words words;
     std::istringstream split(command);
     for (std::string w; split >> w;) words.push_back(w);
@@ -106,6 +106,14 @@ TEST(Usage, WhatIsImpossibleIsTwo) {
   expect_error(2,
                {"bench", "model", "--config", "qwen3.5-0.8b", "--random-weights", "--layers", "25"},
                "--layers");
+  expect_error(2, {"verify", "--device", "tpu"}, "cpu");
+  expect_error(2, {"verify", "--activations", "int4"}, "int16");
+  for (const char* shape : {"8704", "8704x", "x5120", "8704x5120x2", "8704x5121", "0x128", "ax128"})
+    expect_error(2, {"verify", "--shape", shape}, shape);
+  expect_error(2, {"verify", "--quick", "--shape", "1x128"}, "--shape");
+  expect_error(2, {"verify", "--stress", "10"}, "--shape 256x2048");
+  expect_error(2, {"verify", "--threads", "2"}, "--stress");
+  expect_error(2, {"verify", "--explain", "--quick"}, "--explain");
 }
 
 TEST(Usage, WhatFailsIsOneAndNamesIt) {

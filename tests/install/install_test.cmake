@@ -25,6 +25,11 @@ if(NOT output MATCHES "refused: .*no-such-model")
   message(FATAL_ERROR "expected a missing model to be refused by name, got '${output}'")
 endif()
 
+run(${work}/build/consumer_c)
+if(NOT output STREQUAL "y 8\n")
+  message(FATAL_ERROR "expected the C program to print y 8, got '${output}'")
+endif()
+
 # Internal headers stay inside: what is installed is include/nibble and nothing more.
 file(GLOB_RECURSE headers RELATIVE ${work}/prefix/include ${work}/prefix/include/*)
 foreach(header ${headers})
