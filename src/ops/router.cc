@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
+#include <utility>
 #include <vector>
 
 namespace nibble {
@@ -34,6 +35,18 @@ void check(const RouterArgs& a) {
           a.shared_gate->format().n);
   LinearOutput outputs[2];
   check(linear_part(a, outputs));
+  const auto floats = [](std::int64_t n) { return static_cast<std::size_t>(n) * sizeof(float); };
+  const std::pair<const void*, std::size_t> others[] = {
+      {a.residual, floats(a.m * a.k)}, {a.delta, floats(a.m * a.k)},
+      {a.weight, floats(a.k)},         {a.residual_out, floats(a.m * a.k)},
+      {a.normed, floats(a.m * a.k)},   {a.logits, floats(a.m * experts)},
+      {a.shared, floats(a.m)}};
+  const std::size_t chosen = floats(a.m * a.top_k);
+  for (const auto& [p, bytes] : others)
+    require(!overlap(a.ids, chosen, p, bytes) && !overlap(a.weights, chosen, p, bytes),
+            "[router] expected ids and weights apart from everything else, got an alias");
+  require(!overlap(a.ids, chosen, a.weights, chosen),
+          "[router] expected ids apart from weights, got an alias");
 }
 
 void top_k_reference(const float* logits, std::int64_t experts, std::int64_t top_k,

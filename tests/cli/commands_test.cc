@@ -1,4 +1,5 @@
 // What the commands print: text, files and the documented JSON fields (docs/cli.md).
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -199,6 +200,10 @@ TEST(Perplexity, JsonAndText) {
   EXPECT_GT(j["perplexity"], 1);
   EXPECT_GT(j["stderr"], 0);
   EXPECT_EQ(json_of(words + Words{"--json", "--windows", "2"}, text)["windows"], 2);
+  // Documents: a token before each line, and all of a window but its first scored.
+  const json d = json_of(words + Words{"--json", "--documents"}, text + "\n" + text);
+  EXPECT_EQ(d["tokens"], d["windows"].get<int>() * 127);
+  EXPECT_GE(d["text_tokens"], 1402);
   const Outcome o = nibble(words, text);
   char figure[32];
   std::snprintf(figure, sizeof figure, "perplexity %.4f +/- ", j["perplexity"].get<double>());
@@ -261,6 +266,11 @@ TEST(Bench, ModelInEveryFormat) {
                                   "gb_per_second,bandwidth_fraction\npp64,0,1,"));
   EXPECT_THAT(nibble(words + Words{"--format", "markdown"}).out, HasSubstr("|---|"));
   EXPECT_THAT(nibble(words).out, HasSubstr("% of read"));
+  const json random =
+      json_of({"bench", "model", "--config", "qwen3.5-0.8b", "--random-weights", "--layers", "4",
+               "--prompt", "0", "--generate", "2", "--repeat", "1", "--threads", "2", "--json"});
+  ASSERT_EQ(random.size(), 1u);
+  EXPECT_GT(random[0]["bytes_per_token"], 1.3e8);  // the head alone
 }
 
 TEST(Bench, Bandwidth) {

@@ -98,6 +98,14 @@ TEST(Usage, WhatIsImpossibleIsTwo) {
   expect_error(2, {"bench", "model", m, "--prompt", "0", "--generate", "0"}, "--prompt");
   expect_error(2, {"bench", "model", m, "--format", "yaml"}, "--format");
   expect_error(2, {"bench", "model", m, "--repeat", "0"}, "--repeat");
+  expect_error(2, {"bench", "model"}, "MODEL");
+  expect_error(2, {"bench", "model", m, "--config", "qwen3.5-0.8b"}, "MODEL");
+  expect_error(2, {"bench", "model", m, "--layers", "2"}, "--config");
+  expect_error(2, {"bench", "model", "--config", "qwen3.5-0.8b"}, "--random-weights");
+  expect_error(2, {"bench", "model", "--config", "gpt-2", "--random-weights"}, "qwen3.6-27b");
+  expect_error(2,
+               {"bench", "model", "--config", "qwen3.5-0.8b", "--random-weights", "--layers", "25"},
+               "--layers");
   expect_error(2, {"verify", "--device", "tpu"}, "cpu");
   expect_error(2, {"verify", "--activations", "int4"}, "int16");
   for (const char* shape : {"8704", "8704x", "x5120", "8704x5120x2", "8704x5121", "0x128", "ax128"})

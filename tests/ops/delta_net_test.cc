@@ -47,9 +47,9 @@ struct Result {
 };
 
 // Rows [p, p + m) of every given sequence in one step; returns each sequence's results appended.
-void step(cpu::CpuBackend& b, const Case& c, DeltaState& state,
-          const std::vector<const Inputs*>& of, const std::vector<std::int32_t>& slots,
-          std::int64_t p, std::int64_t m, std::vector<Result>& results) {
+void step(cpu::CpuBackend& b, DeltaState& state, const std::vector<const Inputs*>& of,
+          const std::vector<std::int32_t>& slots, std::int64_t p, std::int64_t m,
+          std::vector<Result>& results) {
   const DeltaShape& s = state.shape();
   std::vector<float> u, a, beta;
   std::vector<RowPlace> rows;
@@ -92,7 +92,7 @@ Result feed(cpu::CpuBackend& b, const Case& c, const Inputs& in, std::int64_t ch
   const auto state = b.make_delta_state(shape_of(c, 3));
   std::vector<Result> r(1);
   for (std::int64_t p = 0; p < c.length; p += chunk)
-    step(b, c, *state, {&in}, {slot}, p, std::min(chunk, c.length - p), r);
+    step(b, *state, {&in}, {slot}, p, std::min(chunk, c.length - p), r);
   for (std::int64_t h = 0; h < c.value_heads; ++h) {
     std::vector<float> s(size(c.key_dim * c.value_dim));
     state->read(1, slot, h, s.data());
@@ -194,7 +194,7 @@ TEST(DeltaNet, ASequenceIsTheSameInCompany) {
     const auto state = b->make_delta_state(shape_of(c, 5));
     std::vector<Result> together(3);
     for (std::int64_t p = 0; p < c.length; p += 6)
-      step(*b, c, *state, {&x, &y, &z}, {4, 0, 2}, p, 6, together);
+      step(*b, *state, {&x, &y, &z}, {4, 0, 2}, p, 6, together);
     const Inputs* const inputs[] = {&x, &y, &z};
     for (std::size_t i = 0; i < 3; ++i) {
       const Result alone = feed(*harness::backends()[0], c, *inputs[i], 1, 1);
@@ -214,14 +214,14 @@ TEST(DeltaNet, StartsAnewAndCopies) {
   for (const auto& b : harness::backends()) {
     const auto state = b->make_delta_state(shape_of(c, 2));
     std::vector<Result> poisoned(1), r(1), copied(1);
-    step(*b, c, *state, {&bad}, {1}, 0, 12, poisoned);
+    step(*b, *state, {&bad}, {1}, 0, 12, poisoned);
     EXPECT_TRUE(std::isnan(poisoned[0].out[0]));
-    step(*b, c, *state, {&good}, {1}, 0, 12, r);
+    step(*b, *state, {&good}, {1}, 0, 12, r);
     EXPECT_TRUE(same_bits(r[0].out, feed(*b, c, good, 12, 0).out)) << b->describe();
     std::vector<Result> half(1);
-    step(*b, c, *state, {&good}, {0}, 0, 7, half);
+    step(*b, *state, {&good}, {0}, 0, 7, half);
     state->copy(0, 1);
-    step(*b, c, *state, {&good}, {1}, 7, 5, copied);
+    step(*b, *state, {&good}, {1}, 7, 5, copied);
     const std::vector<float> tail(r[0].out.end() - 5 * 32, r[0].out.end());
     EXPECT_TRUE(same_bits(copied[0].out, tail));
   }

@@ -218,6 +218,19 @@ TEST(Router, TiesAndNaN) {
     };
     run();
     EXPECT_EQ(ids, (std::vector<std::int32_t>{7, 30, 1, 2, 3})) << b->describe();
+    EXPECT_THROW(b->router({.residual = x.data(),
+                            .weight = norm.data(),
+                            .normed = u.data(),
+                            .m = 1,
+                            .k = k,
+                            .router = w.get(),
+                            .shared_gate = s.get(),
+                            .top_k = 5,
+                            .logits = logits.data(),
+                            .shared = shared.data(),
+                            .ids = ids.data(),
+                            .weights = logits.data() + 3}),
+                 Error);  // an alias
     x[3] = NAN;
     run();
     std::sort(ids.begin(), ids.end());

@@ -29,6 +29,8 @@ std::vector<Group> group_by_expert(const ExpertsArgs& a) {
   for (std::int32_t t = 0; t < a.m; ++t)
     for (std::int32_t s = 0; s < a.top_k; ++s) {
       const std::int32_t e = a.ids[t * a.top_k + s];
+      require(e >= 0 && e < a.gate->stack(), "[experts] expected ids below {}, got {}",
+              a.gate->stack(), e);
       std::int32_t& at = where[static_cast<std::size_t>(e)];
       if (at < 0) {
         at = static_cast<std::int32_t>(groups.size());
