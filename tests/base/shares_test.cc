@@ -35,7 +35,8 @@ TEST(Shares, TheOthersDoTheWorkOfOneThatNeverComes) {
   shares.reset(300);
   std::int64_t done = 0;
   for (const int t : {0, 2})
-    shares.take(t, [&](std::int64_t begin, std::int64_t end, std::int64_t) { done += end - begin; });
+    shares.take(t,
+                [&](std::int64_t begin, std::int64_t end, std::int64_t) { done += end - begin; });
   EXPECT_EQ(done, 300);
 }
 
