@@ -19,8 +19,9 @@ void add_device(CLI::App& cmd, ModelFlags& flags) {
                  "int8 (faster, slightly worse), fp32 (not rounded; the reference)")
       ->check(CLI::IsMember({"int16", "int8", "fp32"}))
       ->capture_default_str();
-  cmd.add_option("--device", flags.device, "Where the model runs")
-      ->check(CLI::IsMember(backend_names()))
+  cmd.add_option("--device", flags.device,
+                 "Where the model runs; cpu:avx2 and the like: with that instruction set")
+      ->check(CLI::IsMember(device_names()))
       ->capture_default_str();
   cmd.add_flag("--check-finite", flags.check_finite,
                "Stop at the first operation that gives NaN or infinity and name it (slower)");

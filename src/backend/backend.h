@@ -58,8 +58,12 @@ class Backend {
   virtual void experts(const ExpertsArgs& a) = 0;
 };
 
-// device: "cpu" (others: Error naming those built). threads: 0 = every core this process may use.
+// device: one of device_names() (others: Error naming those). threads: 0 = every core this process
+// may use.
 std::unique_ptr<Backend> make_backend(std::string_view device, int threads);
-std::vector<std::string> backend_names();
+std::vector<std::string> backend_names();  // in this build
+// In this build and on this machine: "cpu", and "cpu:avx2" and the like, to measure or to compare
+// one instruction set (the bits are the same).
+std::vector<std::string> device_names();
 
 }  // namespace nibble

@@ -70,6 +70,7 @@ TEST(Usage, WhatIsImpossibleIsTwo) {
   expect_error(2, {"run", m, "-p", "a", "-f", "b"}, "-f FILE");
   expect_error(2, {"run", m, "-p", "a", "--activations", "int4"}, "int16");
   expect_error(2, {"run", m, "-p", "a", "--device", "cuda"}, "cpu");
+  expect_error(2, {"run", m, "-p", "a", "--device", "cpu:mmx"}, "cpu:scalar");
   expect_error(2, {"run", m, "-p", "a", "--threads", "-1"}, "--threads");
   expect_error(2, {"run", m, "-p", "a", "--threads", "x"}, "--threads");
   expect_error(2, {"run", m, "-p", "a", "-n", "-3"}, "--max-tokens");

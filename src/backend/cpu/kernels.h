@@ -141,15 +141,19 @@ struct Kernels {
                 float* weights);
 };
 
-enum class Isa : std::uint8_t { Scalar, Avx2, Avx512Vnni };
-inline constexpr int kIsaCount = 3;
+// In the order of preference, the last first.
+enum class Isa : std::uint8_t { Scalar, Avx2, AvxVnni, Avx512, Avx512Vnni };
+inline constexpr int kIsaCount = 5;
 
-bool isa_supported(Isa isa);      // by this build and this CPU
+bool isa_supported(Isa isa);      // by this CPU
 const Kernels& kernels(Isa isa);  // throws Error when not supported
 Isa best_isa();
+const char* isa_name(Isa isa);  // "scalar", "avx2", "avx-vnni", "avx512", "avx512-vnni"
 
 const Kernels& scalar_kernels();
 const Kernels& avx2_kernels();
+const Kernels& avxvnni_kernels();
+const Kernels& avx512_kernels();
 const Kernels& avx512vnni_kernels();
 
 }  // namespace nibble::cpu

@@ -91,98 +91,40 @@ inline void i_store_pairs(std::int16_t* p, I x) {  // XRow::q's order
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_shuffle_epi8(narrow16(x), order));
 }
 
+// What dot.inl is written in: half of the sixteen lanes at a time, so that all sums of eight rows
+// of x stay in registers.
+using V = __m256i;
+constexpr int kHalves = 2, kRegisters = 16;
+inline V& half(I& x, int h) { return h == 0 ? x.a : x.b; }
+inline V v_load(const std::uint8_t* p) { return load256(p); }
+inline V v_zero() { return _mm256_setzero_si256(); }
+inline V v_set8(int x) { return _mm256_set1_epi8(static_cast<char>(x)); }
+inline V v_set16(int x) { return _mm256_set1_epi16(static_cast<short>(x)); }
+inline V v_and(V x, V y) { return _mm256_and_si256(x, y); }
+inline V v_xor(V x, V y) { return _mm256_xor_si256(x, y); }
+inline V v_add16(V x, V y) { return _mm256_add_epi16(x, y); }
+inline V v_add(V x, V y) { return _mm256_add_epi32(x, y); }
+inline V v_shl(V x, int n) { return _mm256_slli_epi32(x, n); }
+inline V v_shl16(V x, int n) { return _mm256_slli_epi16(x, n); }
+inline V v_shr16(V x, int n) { return _mm256_srli_epi16(x, n); }
+inline V v_sar16(V x, int n) { return _mm256_srai_epi16(x, n); }
+inline V v_madd(V x, V y) { return _mm256_madd_epi16(x, y); }
+inline V v_maddubs(V x, V y) { return _mm256_maddubs_epi16(x, y); }
 template <class T>
-inline __m256i word(const T* p) {  // 32 bits, in every lane
+inline V word(const T* p) {  // 32 bits, in every lane
   std::int32_t v;
   std::memcpy(&v, p, 4);
   return _mm256_set1_epi32(v);
 }
-
-// Bytes. Eight rows of W at a time, so that all sums stay in registers. A chunk is 8 steps of 4
-// columns; a 16-bit lane takes 8 sums of at most 2 * 15 * 128 = 3840, which stays below 32767.
-template <int L, int MB, int Chunks, bool Centred>
-inline void dot_int4_bytes(const std::uint8_t* codes, const XRow* x, std::int64_t k0,
-                           __m256i* sum) {
-  const __m256i nibble = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
-  for (int m = 0; m < MB; ++m) sum[m] = _mm256_setzero_si256();
-  for (int c = 0; c < Chunks; ++c) {
-    __m256i lo[MB], hi[MB];
-    for (int m = 0; m < MB; ++m) lo[m] = hi[m] = _mm256_setzero_si256();
-    for (int v = 0; v < 4; ++v) {
-      const __m256i w = load256(codes + c * 256 + v * 64);
-      const __m256i w0 = _mm256_and_si256(w, nibble);
-      const __m256i w1 = _mm256_and_si256(_mm256_srli_epi16(w, 4), nibble);
-      for (int m = 0; m < MB; ++m) {
-        const std::int64_t k = k0 + c * 32 + v * 8;
-        lo[m] = _mm256_add_epi16(lo[m], _mm256_maddubs_epi16(w0, word(lo_word<MB>(x, m, k))));
-        lo[m] = _mm256_add_epi16(lo[m], _mm256_maddubs_epi16(w1, word(lo_word<MB>(x, m, k + 4))));
-        if (L == 2) {
-          hi[m] = _mm256_add_epi16(hi[m], _mm256_maddubs_epi16(w0, word(x[m].hi + k)));
-          hi[m] = _mm256_add_epi16(hi[m], _mm256_maddubs_epi16(w1, word(x[m].hi + k + 4)));
-        }
-      }
-    }
-    for (int m = 0; m < MB; ++m) {
-      if (Centred) sum[m] = _mm256_add_epi32(sum[m], word(minus8_word<MB>(x, m, k0 / kChunk + c)));
-      sum[m] = _mm256_add_epi32(sum[m], _mm256_madd_epi16(lo[m], ones));
-      if (L == 2)
-        sum[m] = _mm256_add_epi32(sum[m], _mm256_slli_epi32(_mm256_madd_epi16(hi[m], ones), 8));
-    }
-  }
-}
-
-// 16-bit pairs: more work to split a code vector, less for each row of x.
-template <int MB, int Chunks, bool Centred>
-inline void dot_int4_pairs(const std::uint8_t* codes, const XRow* x, std::int64_t k0,
-                           __m256i* sum) {
-  const __m256i nibble = _mm256_set1_epi16(15);
-  for (int m = 0; m < MB; ++m)
-    sum[m] = Centred ? word(minus8_word<MB>(x, m, k0 / kChunk)) : _mm256_setzero_si256();
-  if (Centred && Chunks == 2)
-    for (int m = 0; m < MB; ++m)
-      sum[m] = _mm256_add_epi32(sum[m], word(minus8_word<MB>(x, m, k0 / kChunk + 1)));
-  for (int v = 0; v < Chunks * 4; ++v) {
-    const __m256i w = load256(codes + v * 64);
-    const __m256i part[4] = {
-        _mm256_and_si256(w, nibble), _mm256_and_si256(_mm256_srli_epi16(w, 4), nibble),
-        _mm256_and_si256(_mm256_srli_epi16(w, 8), nibble), _mm256_srli_epi16(w, 12)};
-    for (int m = 0; m < MB; ++m)
-      for (int i = 0; i < 4; ++i)
-        sum[m] = _mm256_add_epi32(
-            sum[m], _mm256_madd_epi16(part[i], word(q_word<MB>(x, m, k0 + v * 8 + i * 2))));
-  }
-}
-
-template <int L, int MB, int Chunks, bool Centred>
-inline void dot_int4(const std::uint8_t* codes, const XRow* x, std::int64_t k0, I* s) {
-  for (int half = 0; half < 2; ++half) {
-    __m256i sum[MB];
-    if constexpr (L == 1 || MB == 1)
-      dot_int4_bytes<L, MB, Chunks, Centred>(codes + half * 32, x, k0, sum);
-    else
-      dot_int4_pairs<MB, Chunks, Centred>(codes + half * 32, x, k0, sum);
-    for (int m = 0; m < MB; ++m) (half == 0 ? s[m].a : s[m].b) = sum[m];
-  }
-}
-
-template <int L, int MB, int Chunks>
-inline void dot_int8(const std::uint8_t* codes, const XRow* x, std::int64_t k0, I* s) {
-  for (int half = 0; half < 2; ++half) {
-    __m256i sum[MB];
-    for (int m = 0; m < MB; ++m) sum[m] = _mm256_setzero_si256();
-    for (int v = 0; v < Chunks * 8; ++v) {
-      const __m256i w = load256(codes + v * 64 + half * 32);
-      const __m256i even = _mm256_srai_epi16(_mm256_slli_epi16(w, 8), 8),
-                    odd = _mm256_srai_epi16(w, 8);
-      for (int m = 0; m < MB; ++m) {
-        const std::int64_t k = k0 + v / 2 * 8 + v % 2 * 2;
-        sum[m] = _mm256_add_epi32(sum[m], _mm256_madd_epi16(even, word(q_word<MB>(x, m, k))));
-        sum[m] = _mm256_add_epi32(sum[m], _mm256_madd_epi16(odd, word(q_word<MB>(x, m, k + 4))));
-      }
-    }
-    for (int m = 0; m < MB; ++m) (half == 0 ? s[m].a : s[m].b) = sum[m];
-  }
-}
+#if defined(__AVX512VL__) && defined(__AVX512VNNI__)  // only tests build it so
+#define NIBBLE_VNNI 1
+inline V v_dpbusd(V sum, V x, V y) { return _mm256_dpbusd_epi32(sum, x, y); }
+inline V v_dpwssd(V sum, V x, V y) { return _mm256_dpwssd_epi32(sum, x, y); }
+#elif defined(__AVXVNNI__)
+#define NIBBLE_VNNI 1
+inline V v_dpbusd(V sum, V x, V y) { return _mm256_dpbusd_avx_epi32(sum, x, y); }
+inline V v_dpwssd(V sum, V x, V y) { return _mm256_dpwssd_avx_epi32(sum, x, y); }
+#endif
 
 }  // namespace
 }  // namespace nibble::cpu

@@ -1,19 +1,21 @@
 // In the order of what they need.
 // clang-format off
 #include "backend/cpu/simd/words.inl"
-#include "backend/cpu/simd/avx512vnni.h"
+#include "backend/cpu/simd/avx512.h"
+#include "backend/cpu/simd/dot.inl"
 #include "backend/cpu/simd/linear.inl"
-#include "backend/cpu/simd/rowwise.inl"
-#include "backend/cpu/simd/attention.inl"
-#include "backend/cpu/simd/delta_net.inl"
-#include "backend/cpu/simd/moe.inl"
-#include "backend/cpu/simd/table.inl"
+#include "backend/cpu/simd/fill.inl"
 // clang-format on
 
 namespace nibble::cpu {
 
 const Kernels& avx512vnni_kernels() {
-  static constexpr Kernels table = make_table("avx512-vnni");
+  static const Kernels table = [] {
+    Kernels k = avx512_kernels();
+    k.name = "avx512-vnni";
+    fill_dots(k);
+    return k;
+  }();
   return table;
 }
 

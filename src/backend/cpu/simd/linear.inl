@@ -152,5 +152,13 @@ void tile(const TileWeight& w, std::int64_t t, std::int64_t ahead, const XRow* x
   for (int m = 0; m < MB; ++m) f_store(out + m * kTile, piece[0][m]);
 }
 
+template <WeightType T, Activations A, int MB>
+void tile_pieces(const TileWeight& w, std::int64_t t, const XRow* x, float* const* out) {
+  F piece[kRowParallelPieces][MB];
+  sum_pieces<T, A, MB>(w, t, 0, x, piece);
+  for (int p = 0; p < w.pieces; ++p)
+    for (int m = 0; m < MB; ++m) f_store(out[m] + p * kTile, piece[p][m]);
+}
+
 }  // namespace
 }  // namespace nibble::cpu

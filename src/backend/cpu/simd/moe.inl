@@ -1,14 +1,6 @@
-// The mixture of experts: choice of experts, and the down projections' pieces before their tree.
+// The mixture of experts: choice of experts, and the sum of their down projections' pieces.
 namespace nibble::cpu {
 namespace {
-
-template <WeightType T, Activations A, int MB>
-void tile_pieces(const TileWeight& w, std::int64_t t, const XRow* x, float* const* out) {
-  F piece[kRowParallelPieces][MB];
-  sum_pieces<T, A, MB>(w, t, 0, x, piece);
-  for (int p = 0; p < w.pieces; ++p)
-    for (int m = 0; m < MB; ++m) f_store(out[m] + p * kTile, piece[p][m]);
-}
 
 void mix(const float* parts, const float* weights, std::int64_t slots, int pieces, float* out) {
   F sum[kRowParallelPieces][1];

@@ -7,6 +7,7 @@
 #include "backend/cpu/simd/attention.inl"
 #include "backend/cpu/simd/delta_net.inl"
 #include "backend/cpu/simd/moe.inl"
+#include "backend/cpu/simd/fill.inl"
 #include "backend/cpu/simd/table.inl"
 // clang-format on
 

@@ -1,29 +1,16 @@
-// The table of one instruction set: run-time values become template arguments here.
+// The whole table of one instruction set.
 namespace nibble::cpu {
 namespace {
 
-template <WeightType T, Activations A>
-constexpr void fill(TileFn (&row)[4]) {
-  row[0] = tile<T, A, 1>, row[1] = tile<T, A, 2>, row[2] = tile<T, A, 4>, row[3] = tile<T, A, 8>;
-}
-template <WeightType T, Activations A>
-constexpr void fill(PiecesFn (&row)[3]) {
-  row[0] = tile_pieces<T, A, 1>, row[1] = tile_pieces<T, A, 2>, row[2] = tile_pieces<T, A, 4>;
-}
-template <WeightType T, class Table>
-constexpr void fill_activations(Table& by_activation) {
-  if constexpr (is_quantised(T)) {
-    fill<T, Activations::Int16>(by_activation[0]);
-    fill<T, Activations::Int8>(by_activation[1]);
-    fill<T, Activations::Fp32>(by_activation[2]);
-  } else {  // plain weights take x in fp32 whatever the mode
-    for (auto& row : by_activation) fill<T, Activations::Fp32>(row);
-  }
-}
 template <WeightType T>
-constexpr void fill(Kernels& k) {
-  fill_activations<T>(k.tile[static_cast<int>(T)]);
-  fill_activations<T>(k.pieces[static_cast<int>(T)]);
+constexpr void fill_fp32(Kernels& k) {
+  const auto at = static_cast<int>(T);
+  if constexpr (is_quantised(T)) {
+    fill<T, Activations::Fp32>(k.tile[at][2]), fill<T, Activations::Fp32>(k.pieces[at][2]);
+  } else {  // plain weights take x in fp32 whatever the mode
+    for (auto& row : k.tile[at]) fill<T, Activations::Fp32>(row);
+    for (auto& row : k.pieces[at]) fill<T, Activations::Fp32>(row);
+  }
 }
 
 constexpr Kernels make_table(const char* name) {
@@ -34,12 +21,13 @@ constexpr Kernels make_table(const char* name) {
   k.conv = conv, k.unit_qk = unit_qk, k.delta_gates = delta_gates, k.delta_rule = delta_rule,
   k.gated_rmsnorm = gated_rmsnorm;
   k.mix = mix, k.sigmoid = sigmoid, k.top_k = top_k;
-  fill<WeightType::Int4>(k);
-  fill<WeightType::Int4Aff>(k);
-  fill<WeightType::Int8>(k);
-  fill<WeightType::F16>(k);
-  fill<WeightType::BF16>(k);
-  fill<WeightType::F32>(k);
+  fill_fp32<WeightType::Int4>(k);
+  fill_fp32<WeightType::Int4Aff>(k);
+  fill_fp32<WeightType::Int8>(k);
+  fill_fp32<WeightType::F16>(k);
+  fill_fp32<WeightType::BF16>(k);
+  fill_fp32<WeightType::F32>(k);
+  fill_dots(k);
   return k;
 }
 
