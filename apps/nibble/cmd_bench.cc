@@ -292,8 +292,10 @@ void add_bench_bandwidth(CLI::App& bench) {
 }  // namespace
 
 void add_bench(CLI::App& app) {
-  auto* cmd = app.add_subcommand("bench", "Measure speed: a model's, or the memory's");
+  auto* cmd = app.add_subcommand(
+      "bench", "Measure speed: a model's, the fused operation's, or the memory's");
   add_bench_model(*cmd);
+  add_bench_fused(*cmd);
   add_bench_bandwidth(*cmd);
 }
 

@@ -1,14 +1,12 @@
 // nibble verify: the sweep over shapes, the story of the published defect, and the stress.
-#include <sys/utsname.h>
-
 #include <fstream>
 
 #include "backend/backend.h"
 #include "base/error.h"
 #include "base/thread_pool.h"
 #include "commands.h"
+#include "common.h"
 #include "console.h"
-#include "verify/cases.h"
 #include "verify/published.h"
 #include "verify/stress.h"
 #include "version.h"
@@ -34,25 +32,6 @@ std::vector<Activations> modes(const std::vector<std::string>& names) {
     if (names.empty() || std::find(names.begin(), names.end(), activations_name(a)) != names.end())
       v.push_back(a);
   return v;
-}
-
-// "NxK".
-Case parse_shape(const std::string& text) {
-  std::int64_t n = 0, k = 0;
-  int used = 0;
-  if (std::sscanf(text.c_str(), "%18ldx%18ld%n", &n, &k, &used) != 2 ||
-      static_cast<std::size_t>(used) != text.size())
-    fail_usage("--shape: expected NxK, such as 8704x5120, got '{}'", text);
-  return verify::int4_case(n, k);
-}
-
-std::string cpu_model() {
-  std::ifstream info("/proc/cpuinfo");
-  for (std::string line; std::getline(info, line);)
-    if (line.rfind("model name", 0) == 0) return line.substr(line.find(':') + 2);
-  utsname u{};
-  ::uname(&u);
-  return u.machine;
 }
 
 std::uint64_t available_memory() {

@@ -15,5 +15,6 @@ void add_tokenize(CLI::App& app);
 void add_template(CLI::App& app);
 void add_bench(CLI::App& app);
 void add_verify(CLI::App& app);
+void add_bench_fused(CLI::App& bench);  // a command of `bench`
 
 }  // namespace nibble::cli

@@ -1,5 +1,10 @@
 #include "common.h"
 
+#include <sys/utsname.h>
+
+#include <cstdio>
+#include <fstream>
+
 #include "backend/backend.h"
 #include "base/error.h"
 #include "console.h"
@@ -69,6 +74,24 @@ Tokenizer load_tokenizer(const Checkpoint& checkpoint, const ModelFlags& flags) 
           "without one)",
           flags.path);
   return Tokenizer(std::move(*spec));
+}
+
+std::string cpu_model() {
+  std::ifstream info("/proc/cpuinfo");
+  for (std::string line; std::getline(info, line);)
+    if (line.rfind("model name", 0) == 0) return line.substr(line.find(':') + 2);
+  utsname u{};
+  ::uname(&u);
+  return u.machine;
+}
+
+verify::Case parse_shape(const std::string& text) {
+  std::int64_t n = 0, k = 0;
+  int used = 0;
+  if (std::sscanf(text.c_str(), "%18ldx%18ld%n", &n, &k, &used) != 2 ||
+      static_cast<std::size_t>(used) != text.size())
+    fail_usage("--shape: expected NxK, such as 8704x5120, got '{}'", text);
+  return verify::int4_case(n, k);
 }
 
 }  // namespace nibble::cli

@@ -9,6 +9,7 @@
 #include "checkpoint/checkpoint.h"
 #include "engine/engine.h"
 #include "text/tokenizer.h"
+#include "verify/cases.h"
 
 namespace nibble::cli {
 
@@ -34,5 +35,9 @@ std::unique_ptr<Engine> load_engine(const Checkpoint& checkpoint, const ModelFla
                                     std::int64_t context = 0);
 // Throws Error when the checkpoint has no tokenizer.
 Tokenizer load_tokenizer(const Checkpoint& checkpoint, const ModelFlags& flags);
+
+std::string cpu_model();
+// "8704x5120" in INT4. Throws UsageError naming --shape.
+verify::Case parse_shape(const std::string& text);
 
 }  // namespace nibble::cli

@@ -1,30 +1,31 @@
 #include "engine/bandwidth.h"
 
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <cstdlib>
 #include <fstream>
-#include <memory>
-#include <new>
 #include <set>
 #include <string>
 #include <vector>
 
 #include "base/error.h"
-#include "base/thread_pool.h"
 
 namespace nibble {
 namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// Reads every word. Eight chains, so that the loop waits for memory and not for the adder.
+// Reads every word. Eight chains, so that the loop waits for memory and not for the adder; what
+// follows is asked for far ahead, as kernels do, since the hardware's own streams end at every page.
 std::uint64_t sum_words(const std::uint64_t* p, std::size_t n) {
   std::uint64_t s[8] = {};
-  for (std::size_t i = 0; i + 8 <= n; i += 8)
+  for (std::size_t i = 0; i + 8 <= n; i += 8) {
     for (int j = 0; j < 8; ++j) s[j] += p[i + j];
+  }
   return s[0] + s[1] + s[2] + s[3] + s[4] + s[5] + s[6] + s[7];
 }
 
@@ -56,38 +57,42 @@ std::uint64_t last_level_cache() {
   }
 }
 
-Bandwidth measure_bandwidth(int threads, double seconds) {
-  ThreadPool pool(threads);
-  const auto n = static_cast<std::size_t>(pool.size());
+ReadProbe::ReadProbe(int threads) : pool_(threads) {
+  const auto n = static_cast<std::uint64_t>(pool_.size());
   const std::uint64_t wanted = std::max<std::uint64_t>(128u << 20, 4 * last_level_cache());
-  const std::size_t words = std::min(wanted, available_memory() / 2) / 8 / n / 8 * 8;  // a thread
-  const std::size_t bytes = words * n * 8;
-  const std::unique_ptr<std::uint64_t[]> buffer(new (std::nothrow) std::uint64_t[bytes / 8]);
-  require(buffer != nullptr && bytes > 0,
-          "no memory for the {} MiB buffer that measures the read "
-          "bandwidth",
-          wanted >> 20);
-  const auto part = [&](int thread) {
-    return buffer.get() + words * static_cast<std::size_t>(thread);
-  };
-  pool.run([&](int t) { std::fill(part(t), part(t) + words, 1); });  // first touch by the reader
+  words_ = std::min(wanted, available_memory() / 2) / 8 / n / 8 * 8;
+  // In huge pages, as weights are kept (MADV_HUGEPAGE).
+  const std::uint64_t huge = 2u << 20, size = (words_ * n * 8 + huge - 1) / huge * huge;
+  buffer_.reset(static_cast<std::uint64_t*>(std::aligned_alloc(huge, size)));
+  if (buffer_ != nullptr) ::madvise(buffer_.get(), size, MADV_HUGEPAGE);
+  require(buffer_ != nullptr && words_ > 0,
+          "no memory for the {} MiB buffer that measures the read bandwidth", wanted >> 20);
+  pool_.run([&](int t) {  // first touch by the reader
+    std::fill_n(buffer_.get() + words_ * static_cast<std::uint64_t>(t), words_, 1);
+  });
+}
 
-  std::vector<double> rates;
+double ReadProbe::pass() {
   std::atomic<std::uint64_t> sink{0};  // keeps the reads alive
   const auto begin = Clock::now();
-  const auto since = [](Clock::time_point t) {
-    return std::chrono::duration<double>(Clock::now() - t).count();
-  };
-  while (rates.size() < 3 || since(begin) < seconds) {
-    const auto pass = Clock::now();
-    pool.run([&](int t) { sink += sum_words(part(t), words); });
-    rates.push_back(static_cast<double>(bytes) / since(pass));
-  }
-  require(sink == bytes / 8 * rates.size(), "the bandwidth buffer read back wrong: faulty memory?");
+  pool_.run([&](int t) {
+    sink += sum_words(buffer_.get() + words_ * static_cast<std::uint64_t>(t), words_);
+  });
+  const double seconds = std::chrono::duration<double>(Clock::now() - begin).count();
+  require(sink == bytes() / 8, "the bandwidth buffer read back wrong: faulty memory?");
+  return static_cast<double>(bytes()) / seconds;
+}
+
+Bandwidth measure_bandwidth(int threads, double seconds) {
+  ReadProbe probe(threads);
+  std::vector<double> rates;
+  const auto begin = Clock::now();
+  while (rates.size() < 3 || std::chrono::duration<double>(Clock::now() - begin).count() < seconds)
+    rates.push_back(probe.pass());
   std::sort(rates.begin(), rates.end());
   const std::size_t m = rates.size();
-  return {rates[m / 2], rates[m / 4],        rates[m - 1 - m / 4],
-          pool.size(),  static_cast<int>(m), bytes};
+  return {rates[m / 2],    rates[m / 4],        rates[m - 1 - m / 4],
+          probe.threads(), static_cast<int>(m), probe.bytes()};
 }
 
 }  // namespace nibble

@@ -273,6 +273,19 @@ TEST(Bench, ModelInEveryFormat) {
   EXPECT_GT(random[0]["bytes_per_token"], 1.3e8);  // the head alone
 }
 
+TEST(Bench, FusedOperation) {
+  const json j =
+      json_of({"bench", "fused", "--shape", "40x256", "--activations", "int8,fp32", "--threads",
+               "1,2", "--rows", "3", "--repeat", "2", "--cached", "--json"});
+  ASSERT_EQ(j.size(), 4u);
+  expect_fields(j[0], {"n", "k", "group", "rows", "activations", "device", "threads",
+                       "microseconds", "quartile_low", "quartile_high", "bytes", "gb_per_second",
+                       "read_gb_per_second", "bandwidth_fraction", "cached", "repeat"});
+  EXPECT_EQ(j[0]["bytes"], 48 * 256 / 2 + 48 * 2 * 2);  // rows in tiles of 16
+  EXPECT_EQ(j[1]["activations"], "fp32");
+  EXPECT_EQ(j[3]["threads"], 2);
+}
+
 TEST(Bench, Bandwidth) {
   const json j = json_of({"bench", "bandwidth", "--seconds", "0", "--threads", "1", "--json"});
   expect_fields(j, {"gb_per_second", "quartile_low", "quartile_high", "passes", "buffer_bytes",

@@ -28,8 +28,9 @@ void expect_error(int code, const Words& arguments, const std::string& says,
 }
 
 TEST(Usage, EveryCommandTeaches) {
-  for (const char* command : {"run", "chat", "quantize", "logits", "perplexity", "inspect",
-                              "tokenize", "template", "bench model", "bench bandwidth", "verify"}) {
+  for (const char* command :
+       {"run", "chat", "quantize", "logits", "perplexity", "inspect", "tokenize", "template",
+        "bench model", "bench fused", "bench bandwidth", "verify"}) {
     Words words;
     std::istringstream split(command);
     for (std::string w; split >> w;) words.push_back(w);
@@ -63,7 +64,7 @@ TEST(Usage, WhatIsImpossibleIsTwo) {
   const std::string& m = tiny_model();
   expect_error(2, {}, "run, chat, ");
   expect_error(2, {"frobnicate"}, "frobnicate");
-  expect_error(2, {"bench"}, "nibble bench needs a command: model, bandwidth");
+  expect_error(2, {"bench"}, "nibble bench needs a command: model, fused, bandwidth");
   expect_error(2, {"run"}, "MODEL");
   expect_error(2, {"run", m, "--frob"}, "nibble run --help");
   expect_error(2, {"run", m}, "-p TEXT");
@@ -100,6 +101,8 @@ TEST(Usage, WhatIsImpossibleIsTwo) {
   expect_error(2, {"bench", "model", m, "--format", "yaml"}, "--format");
   expect_error(2, {"bench", "model", m, "--repeat", "0"}, "--repeat");
   expect_error(2, {"bench", "model"}, "MODEL");
+  expect_error(2, {"bench", "fused", "--shape", "8704"}, "expected NxK");
+  expect_error(2, {"bench", "fused", "--rows", "9"}, "--rows");
   expect_error(2, {"bench", "model", m, "--config", "qwen3.5-0.8b"}, "MODEL");
   expect_error(2, {"bench", "model", m, "--layers", "2"}, "--config");
   expect_error(2, {"bench", "model", "--config", "qwen3.5-0.8b"}, "--random-weights");
