@@ -87,6 +87,65 @@ TEST(ChatTemplate, VariablesThatTransformersDefines) {
   EXPECT_EQ(ChatTemplate("{{ add_generation_prompt }}").render(kMessages, false), "False");
 }
 
+// Qwen3.6's rule for history, in our words: no published 3.6 template was at hand (unconfirmed).
+constexpr const char* kHistory = R"j(
+{%- set ns = namespace(last=-1) -%}
+{%- for m in messages -%}
+  {%- if m.role == 'user' and not (m.content.startswith('<tool_response>') and
+                                   m.content.endswith('</tool_response>')) -%}
+    {%- set ns.last = loop.index0 -%}
+  {%- endif -%}
+{%- endfor -%}
+{%- for m in messages -%}
+  {%- set content = m.content|trim -%}
+  {{- '<|im_start|>' + m.role + '\n' -}}
+  {%- if m.role == 'assistant' -%}
+    {%- set thought = m.reasoning_content or '' -%}
+    {%- if not thought and '</think>' in content -%}
+      {%- set thought = content.split('</think>')[0].split('<think>')[-1].strip('\n') -%}
+      {%- set content = content.split('</think>')[-1].lstrip('\n') -%}
+    {%- endif -%}
+    {%- if loop.index0 > ns.last or (preserve_thinking is defined and preserve_thinking) -%}
+      {{- '<think>\n' + thought + '\n</think>\n\n' -}}
+    {%- endif -%}
+  {%- endif -%}
+  {{- content + '<|im_end|>\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+  {{- '<|im_start|>assistant\n<think>\n' -}}
+  {%- if enable_thinking is defined and enable_thinking is false -%}{{- '\n</think>\n\n' -}}{%- endif -%}
+{%- endif -%})j";
+
+TEST(ChatTemplate, PreserveThinkingKeepsThoughtsOfEarlierTurns) {
+  const ChatTemplate t(kHistory);
+  const auto say = [](const char* role, const char* text) {
+    return Json{{"role", role}, {"content", text}};
+  };
+  Json with_field = say("assistant", "4");
+  with_field["reasoning_content"] = "2 + 2";
+  const Json messages{say("user", " a "),
+                      say("assistant", "<think>\nwhy\n</think>\n\nb"),
+                      say("user", "c"),
+                      with_field,
+                      say("user", "<tool_response>\n5\n</tool_response>"),
+                      say("assistant", "d")};
+  const std::string late =
+      "<|im_start|>user\nc<|im_end|>\n<|im_start|>assistant\n<think>\n2 + "
+      "2\n</think>\n\n4<|im_end|>\n"
+      "<|im_start|>user\n<tool_response>\n5\n</tool_response><|im_end|>\n"
+      "<|im_start|>assistant\n<think>\n\n</think>\n\nd<|im_end|>\n";
+  const std::string dropped = "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb<|im_end|>\n";
+  const std::string kept =
+      "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n<think>\nwhy\n</"
+      "think>\n\nb<|im_end|>\n";
+  EXPECT_EQ(t.render(messages, false), dropped + late);
+  EXPECT_EQ(t.render(messages, false, {{"preserve_thinking", false}}), dropped + late);
+  EXPECT_EQ(t.render(messages, false, {{"preserve_thinking", true}}), kept + late);
+  EXPECT_EQ(t.render(messages, true), dropped + late + "<|im_start|>assistant\n<think>\n");
+  EXPECT_EQ(t.render(messages, true, {{"enable_thinking", false}}),
+            dropped + late + "<|im_start|>assistant\n<think>\n\n</think>\n\n");
+}
+
 TEST(ChatTemplate, BadArgumentsAreErrors) {
   EXPECT_THROW(ChatTemplate("x").render(Json::object(), true), Error);
   EXPECT_THROW(ChatTemplate("x").render(kMessages, true, Json::array()), Error);
