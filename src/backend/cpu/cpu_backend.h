@@ -4,27 +4,11 @@
 
 #include "backend/backend.h"
 #include "backend/cpu/kernels.h"
+#include "backend/cpu/memory.h"
 #include "base/shares.h"
 #include "base/thread_pool.h"
 
 namespace nibble::cpu {
-
-// Page-aligned memory, zero-filled and not resident until touched. Throws Error naming `what` and
-// the size.
-template <class T>
-class Array {
- public:
-  Array() = default;
-  // guarded: one unreadable page before, and one right after the last element (to 64 bytes).
-  Array(std::size_t n, const char* what, bool guarded = false);
-  T* data() { return data_.get(); }
-  const T* data() const { return data_.get(); }
-  std::size_t size() const { return size_; }
-
- private:
-  std::shared_ptr<T> data_;
-  std::size_t size_ = 0;
-};
 
 class PackedWeight final : public Weight {
  public:

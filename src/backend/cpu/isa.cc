@@ -11,10 +11,13 @@ bool has_avxvnni() {
   return __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a >> 4 & 1) != 0;
 }
 
-using Table = const Kernels& (*)();
-constexpr Table kTables[kIsaCount] = {scalar_kernels, avx2_kernels, avxvnni_kernels, avx512_kernels,
-                                      avx512vnni_kernels};
 constexpr const char* kNames[kIsaCount] = {"scalar", "avx2", "avx-vnni", "avx512", "avx512-vnni"};
+
+Kernels with(void (*dots)(Kernels&), Kernels lanes, Isa isa) {
+  lanes.name = isa_name(isa);
+  dots(lanes);
+  return lanes;
+}
 
 }  // namespace
 
@@ -39,7 +42,23 @@ bool isa_supported(Isa isa) {
 
 const Kernels& kernels(Isa isa) {
   require(isa_supported(isa), "this CPU has no {}", isa_name(isa));
-  return kTables[static_cast<int>(isa)]();
+  switch (isa) {
+    case Isa::Scalar:
+      break;
+    case Isa::Avx2:
+      return avx2_kernels();
+    case Isa::AvxVnni: {
+      static const Kernels table = with(avxvnni_dots, avx2_kernels(), isa);
+      return table;
+    }
+    case Isa::Avx512:
+      return avx512_kernels();
+    case Isa::Avx512Vnni: {
+      static const Kernels table = with(avx512vnni_dots, avx512_kernels(), isa);
+      return table;
+    }
+  }
+  return scalar_kernels();
 }
 
 Isa best_isa() {

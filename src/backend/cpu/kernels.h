@@ -152,8 +152,9 @@ const char* isa_name(Isa isa);  // "scalar", "avx2", "avx-vnni", "avx512", "avx5
 
 const Kernels& scalar_kernels();
 const Kernels& avx2_kernels();
-const Kernels& avxvnni_kernels();
 const Kernels& avx512_kernels();
-const Kernels& avx512vnni_kernels();
+// Put their dot products in the table of the same lanes: AVX2's, AVX-512's.
+void avxvnni_dots(Kernels& k);
+void avx512vnni_dots(Kernels& k);
 
 }  // namespace nibble::cpu

@@ -1,6 +1,4 @@
 // Packing: canonical rows -> tiles of 16 rows (kernels.h says how), a block of tiles at a time.
-#include <sys/mman.h>
-
 #include <algorithm>
 #include <cstring>
 
@@ -8,28 +6,6 @@
 #include "base/half.h"
 
 namespace nibble::cpu {
-
-template <class T>
-Array<T>::Array(std::size_t n, const char* what, bool guarded) : size_(n) {
-  constexpr std::size_t kPage = 4096, kLine = 64;
-  const std::size_t used = std::max<std::size_t>(1, n * sizeof(T)),
-                    inner = (used + kPage - 1) / kPage * kPage,
-                    bytes = guarded ? inner + 2 * kPage : used;
-  void* p = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (p == MAP_FAILED)
-    fail("not enough memory for {}: {:.1f} MB needed", what, static_cast<double>(bytes) / 1e6);
-  ::madvise(p, bytes, MADV_HUGEPAGE);  // a weight stream touches every page once a token
-  char* at = static_cast<char*>(p);
-  if (guarded) {
-    ::mprotect(at, kPage, PROT_NONE);
-    ::mprotect(at + kPage + inner, kPage, PROT_NONE);
-    at += kPage + inner - (used + kLine - 1) / kLine * kLine;
-  }
-  data_ = std::shared_ptr<T>(reinterpret_cast<T*>(at), [p, bytes](T*) { ::munmap(p, bytes); });
-}
-template class Array<std::uint8_t>;
-template class Array<std::byte>;
-template class Array<float>;
 
 namespace {
 

@@ -9,14 +9,6 @@
 
 namespace nibble::cpu {
 
-const Kernels& avx512vnni_kernels() {
-  static const Kernels table = [] {
-    Kernels k = avx512_kernels();
-    k.name = "avx512-vnni";
-    fill_dots(k);
-    return k;
-  }();
-  return table;
-}
+void avx512vnni_dots(Kernels& k) { fill_dots(k); }
 
 }  // namespace nibble::cpu

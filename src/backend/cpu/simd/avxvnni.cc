@@ -9,14 +9,6 @@
 
 namespace nibble::cpu {
 
-const Kernels& avxvnni_kernels() {
-  static const Kernels table = [] {
-    Kernels k = avx2_kernels();
-    k.name = "avx-vnni";
-    fill_dots(k);
-    return k;
-  }();
-  return table;
-}
+void avxvnni_dots(Kernels& k) { fill_dots(k); }
 
 }  // namespace nibble::cpu
