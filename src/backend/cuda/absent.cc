@@ -5,8 +5,9 @@ namespace nibble::cuda {
 
 bool built() { return false; }
 std::unique_ptr<Backend> make(int) {
-  fail("this build has no CUDA: configure it where nvcc is found (NIBBLE_CUDA=ON), or use "
-       "--device cpu");
+  fail(
+      "this build has no CUDA: configure it where nvcc is found (NIBBLE_CUDA=ON), or use "
+      "--device cpu");
 }
 
 }  // namespace nibble::cuda

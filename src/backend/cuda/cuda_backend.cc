@@ -22,8 +22,7 @@ Block::Block(std::size_t bytes, const char* what) : size_(bytes) {
   p_ = std::shared_ptr<void>(p, [](void* q) { release(q); });
 }
 
-CudaBackend::CudaBackend(int threads, int blocks, int schedule)
-    : q_(open_queue()), pool_(threads) {
+CudaBackend::CudaBackend(int threads, int blocks, int schedule) : q_(open_queue()), pool_(threads) {
   q_.blocks = blocks, q_.schedule = schedule;
 }
 CudaBackend::~CudaBackend() {

@@ -87,6 +87,10 @@ class CudaBackend final : public Backend {
     copy_in(q_, p, host, static_cast<std::size_t>(n) * sizeof(T));
     return p;
   }
+  const Place* places(const RowPlace* rows, std::int64_t m) {
+    static_assert(sizeof(Place) == sizeof(RowPlace));
+    return on_device("row places", reinterpret_cast<const Place*>(rows), m);
+  }
   // y = W x for a source of rows, whatever the weights' types and the plan.
   void multiply(const Source& s, std::int64_t m, Activations activations,
                 std::span<const LinearOutput> outputs, Epilogue epilogue, Plan plan);

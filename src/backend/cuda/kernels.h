@@ -117,4 +117,41 @@ void launch_embedding(const Queue& q, const Matrix& w, const int* ids, int m, fl
 void launch_gather(const Queue& q, const float* src, const int* rows, int m, std::int64_t width,
                    float* dst);
 
+// One layer of a KV cache. Keys [slot][head][position / 64][head_dim / 8][64][8]: 16 bytes of int16
+// are 8 dims of a position, and positions lie side by side; values
+// [slot][head][position][head_dim]; scales (int16 only) [slot][head][position].
+struct KvLayer {
+  void *keys, *values;
+  float *key_scales, *value_scales;
+  int fixed;  // int16, else fp32
+  int kv_heads, head_dim, positions;
+};
+struct Place {  // as RowPlace
+  int slot, position;
+};
+struct RopeArgs {
+  const float *q, *k, *v;
+  const float *q_norm, *k_norm;  // or null
+  float offset, eps;
+  const float* cos_sin;
+  int m, heads, q_pitch, rotary;
+  const Place* rows;
+  KvLayer cache;
+  float* q_out;
+};
+void launch_rope_cache(const Queue& q, const RopeArgs& a);
+
+struct AttendArgs {
+  const float* q;
+  const float* gate;  // or null
+  int gate_pitch, m, heads;
+  float scale;
+  const Place* rows;
+  KvLayer cache;
+  float* out;
+  float* parts;  // [m][heads][splits][2 + head_dim]
+  int splits;    // of the longest row
+};
+void launch_attention(const Queue& q, const AttendArgs& a);
+
 }  // namespace nibble::NIBBLE_CUDA_NS

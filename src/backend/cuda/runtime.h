@@ -13,8 +13,8 @@ struct Queue {
   int multiprocessors = 1;
   std::size_t shared_limit = 0;  // bytes of shared memory a block may have
   std::size_t shared_total = 0;  // bytes of shared memory of a multiprocessor
-  int blocks = 0;    // > 0: blocks of a launch over tiles, whatever the device (tests)
-  int schedule = 0;  // the emulator's order of blocks and warps
+  int blocks = 0;                // > 0: blocks of a launch over tiles, whatever the device (tests)
+  int schedule = 0;              // the emulator's order of blocks and warps
 };
 
 struct Graph;  // recorded launches

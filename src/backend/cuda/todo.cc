@@ -3,11 +3,6 @@
 
 namespace nibble::NIBBLE_CUDA_NS {
 
-std::unique_ptr<KvCache> CudaBackend::make_kv_cache(const KvShape&) {
-  fail("not on cuda yet: KV cache");
-}
-void CudaBackend::rope_cache(const RopeCacheArgs&) { fail("not on cuda yet: rope_cache"); }
-void CudaBackend::attention(const AttentionArgs&) { fail("not on cuda yet: attention"); }
 std::unique_ptr<DeltaState> CudaBackend::make_delta_state(const DeltaShape&) {
   fail("not on cuda yet: delta_rule");
 }
