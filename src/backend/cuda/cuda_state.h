@@ -20,4 +20,19 @@ class CudaKvCache final : public KvCache {
   Block keys_, values_, key_scales_, value_scales_;
 };
 
+class CudaDeltaState final : public DeltaState {
+ public:
+  CudaDeltaState(const DeltaShape& s, const Queue& q);
+  void copy(std::int64_t from, std::int64_t to) override;
+  void read(std::int64_t layer, std::int64_t slot, std::int64_t head, float* s) const override;
+  DeltaLayer layer(std::int64_t layer) const;
+
+ private:
+  std::int64_t blocks() const { return (shape_.value_dim + kTile - 1) / kTile; }  // of a head
+  std::size_t conv_size() const;  // floats of a slot
+  std::size_t rule_size() const;
+  const Queue& q_;
+  Block conv_, rule_;
+};
+
 }  // namespace nibble::NIBBLE_CUDA_NS

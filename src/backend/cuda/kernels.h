@@ -154,4 +154,46 @@ struct AttendArgs {
 };
 void launch_attention(const Queue& q, const AttendArgs& a);
 
+// One layer of a gated delta net's state, as the CPU keeps it: conv [slot][tap][channel], oldest
+// first; rule [slot][head][value_dim / 16][key_dim][16].
+struct DeltaLayer {
+  float *conv, *rule;
+  int key_heads, value_heads, key_dim, value_dim, taps, channels;
+  std::int64_t conv_slot, rule_slot;  // floats of a slot
+};
+struct ConvArgs {
+  const float *u, *weight;
+  int m;
+  const Place* rows;
+  DeltaLayer state;
+  float* y;
+};
+void launch_conv(const Queue& q, const ConvArgs& a);
+struct RuleArgs {
+  const float *qkv, *a, *b, *a_log, *dt_bias;
+  float eps;
+  int m;
+  const Place* rows;
+  DeltaLayer state;
+  float* out;
+};
+void launch_delta_rule(const Queue& q, const RuleArgs& a);
+
+void launch_top_k(const Queue& q, const float* logits, int m, int experts, int k, int* ids,
+                  float* weights);
+// Groups the (token, slot) pairs of ids [m, k] by expert, up to 8 a task. In `up`, x is the token;
+// in `down`, the pair; y is the pair in both. Which task comes first is up to chance.
+void launch_group(const Queue& q, const int* ids, int m, int k, int experts, Task* up, Task* down,
+                  int* count);
+struct MixArgs {
+  const float* parts;         // [m * k][8][n]
+  const float* shared_parts;  // [m][8][n]
+  const int* ids;             // [m, k]: a token whose ids are no experts gets NaN
+  const float* weights;       // [m, k]
+  const float* shared;        // [m]
+  int m, k, n, experts;
+  float* y;  // [m, n]
+};
+void launch_mix(const Queue& q, const MixArgs& a);
+
 }  // namespace nibble::NIBBLE_CUDA_NS
