@@ -1,4 +1,4 @@
-#include "emulated.h"
+#include "cuda/emulated.h"
 
 #include "backend/cuda/cuda_backend.h"
 

@@ -2,7 +2,7 @@
 #pragma once
 #include <gtest/gtest.h>
 
-#include "emulated.h"
+#include "cuda/emulated.h"
 #include "verify/harness.h"
 
 namespace nibble::harness {
