@@ -28,7 +28,7 @@ endif()
 enable_language(CUDA)
 find_package(CUDAToolkit REQUIRED)
 add_library(nibble_cuda OBJECT ${NIBBLE_CUDA_KERNELS} ${cuda}/runtime.cu)
-set_target_properties(nibble_cuda PROPERTIES CUDA_STANDARD 20 CUDA_STANDARD_REQUIRED ON
+set_target_properties(nibble_cuda PROPERTIES CUDA_STANDARD 17 CUDA_STANDARD_REQUIRED ON
   POSITION_INDEPENDENT_CODE ON)
 target_include_directories(nibble_cuda PRIVATE ${CMAKE_CURRENT_SOURCE_DIR}/src)
 target_compile_options(nibble_cuda PRIVATE -fmad=false -Xptxas=-v)
