@@ -1,5 +1,6 @@
-// The emulator itself: it must show what a GPU may do. A kernel whose result depends on the order of
-// blocks or warps gives different results under different schedules, and what never ends is told.
+// The emulator itself: it must show what a GPU may do. A kernel whose result depends on the order
+// of blocks or warps gives different results under different schedules, and what never ends is
+// told.
 #include "backend/cuda/emulate/emulate.h"
 
 #include <gtest/gtest.h>

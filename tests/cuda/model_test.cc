@@ -33,17 +33,20 @@ class Runner {
       for (std::size_t i = 0; i < next.size(); ++i) {
         all.push_back(static_cast<std::int32_t>(ids.size()));
         ids.push_back(next[i]);
-        rows.push_back({slot, static_cast<std::int32_t>(state_.length(slot) +
-                                                        static_cast<std::int64_t>(i))});
+        rows.push_back(
+            {slot, static_cast<std::int32_t>(state_.length(slot) + static_cast<std::int64_t>(i))});
       }
     std::vector<float> y(ids.size() * vocab_, NAN);
+    if (logits_ == nullptr) logits_ = backend_->alloc(64 * vocab_ * sizeof(float));
+    backend_->upload(logits_.get(), y.data(), y.size() * sizeof(float));
     model_->forward({.ids = ids,
                      .rows = rows,
                      .logits_of = all,
-                     .logits = y.data(),
+                     .logits = reinterpret_cast<float*>(logits_.get()),
                      .cache = state_.cache(),
                      .activations = activations_,
                      .delta = state_.delta()});
+    backend_->download(y.data(), logits_.get(), y.size() * sizeof(float));
     for (const auto& [slot, next] : of)
       state_.advance(slot, static_cast<std::int64_t>(next.size()));
     return y;
@@ -52,8 +55,9 @@ class Runner {
     std::vector<float> y;
     for (std::size_t at = 0; at < ids.size(); at += cut) {
       const auto end = std::min(at + cut, ids.size());
-      const auto part = step({{slot, {ids.begin() + static_cast<std::ptrdiff_t>(at),
-                                      ids.begin() + static_cast<std::ptrdiff_t>(end)}}});
+      const auto part = step({{slot,
+                               {ids.begin() + static_cast<std::ptrdiff_t>(at),
+                                ids.begin() + static_cast<std::ptrdiff_t>(end)}}});
       y.insert(y.end(), part.begin(), part.end());
     }
     return y;
@@ -63,6 +67,7 @@ class Runner {
   std::unique_ptr<Backend> backend_;
   std::unique_ptr<Model> model_;
   SequenceState state_;
+  Backend::Buffer logits_;
   Activations activations_;
   std::size_t vocab_;
 };

@@ -13,7 +13,8 @@ using verify::RandomWeight;
 using verify::same_bits;
 
 // Those of the CPU ([0]: scalar, one thread; the last: the best set), and between them the CUDA
-// kernels as the emulator runs them: few and many blocks, in several orders. All give the same bits.
+// kernels as the emulator runs them: few and many blocks, in several orders. All give the same
+// bits.
 inline std::vector<std::unique_ptr<Backend>>& backends() {
   static auto all = [] {
     std::vector<std::unique_ptr<Backend>> v;

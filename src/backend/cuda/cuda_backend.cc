@@ -26,6 +26,7 @@ CudaBackend::CudaBackend(int threads, int blocks, int schedule) : q_(open_queue(
   q_.blocks = blocks, q_.schedule = schedule;
 }
 CudaBackend::~CudaBackend() {
+  graphs_.clear();
   scratch_.clear();
   close_queue(q_);
 }
@@ -57,11 +58,68 @@ std::unique_ptr<Weight> CudaBackend::pack(const WeightSource& source, int pieces
 void* CudaBackend::scratch_bytes(const char* name, std::size_t bytes) {
   Block& b = scratch_.try_emplace(name).first->second;
   if (b.size() < bytes) {
-    wait(q_);  // nobody uses the old one any more
+    require(recording_.empty(), "cuda: scratch memory '{}' grows while a graph is recorded", name);
+    wait(q_);         // nobody uses the old one any more
+    graphs_.clear();  // but graphs know its address
     b = {};
     b = Block(bytes, name);
   }
   return b.get();
+}
+
+const void* CudaBackend::host_bytes(const char* name, const void* host, std::size_t bytes) {
+  for (const Staged& s : staged_)
+    if (s.host == host && bytes <= s.bytes) return s.device;
+  require(recording_.empty(), "cuda: '{}' are not those of the step whose graph is recorded", name);
+  void* p = scratch_bytes(name, bytes);
+  copy_in(q_, p, host, bytes);
+  return p;
+}
+
+// The step's host arrays go to the device in one copy, to where the last step's were. A key that
+// comes for the second time (all scratch memory is there then) is recorded, later ones replayed.
+bool CudaBackend::begin_step(const Step& step, std::span<const std::uint64_t> key) {
+  staged_.clear(), recording_.clear();
+  std::vector<std::byte> all;
+  const auto stage = [&](const void* p, std::size_t bytes) {
+    if (bytes == 0) return;
+    staged_.push_back({p, bytes, nullptr});
+    const auto* from = static_cast<const std::byte*>(p);
+    all.insert(all.end(), from, from + bytes);
+    all.resize((all.size() + 15) / 16 * 16);
+  };
+  stage(step.ids.data(), step.ids.size_bytes());
+  stage(step.rows.data(), step.rows.size_bytes());
+  stage(step.picked.data(), step.picked.size_bytes());
+  constexpr std::size_t kRoom =
+      16384;  // of a step of 256 rows and more; never grows for small ones
+  auto* device = scratch<std::byte>("step", std::max(kRoom, all.size()));
+  copy_in(q_, device, all.data(), all.size());
+  for (Staged& s : staged_) s.device = device, device += (s.bytes + 15) / 16 * 16;
+  if (key.empty()) return false;
+  const Key k(key.begin(), key.end());
+  const auto known = graphs_.find(k);
+  if (known == graphs_.end()) {
+    graphs_.emplace(k, nullptr);
+  } else if (known->second == nullptr) {
+    recording_ = k;
+    begin_recording(q_);
+  } else {
+    staged_.clear();
+    replay(q_, *known->second);
+    return true;
+  }
+  return false;
+}
+
+void CudaBackend::end_step(bool failed) {
+  staged_.clear();
+  if (recording_.empty()) return;
+  const Key k = std::exchange(recording_, {});
+  const std::shared_ptr<Graph> g(end_recording(q_), destroy);
+  if (failed) return;
+  graphs_[k] = g;
+  replay(q_, *g);
 }
 
 void CudaBackend::gather(const float* src, const std::int32_t* rows, std::int64_t m,

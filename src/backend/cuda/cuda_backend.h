@@ -55,6 +55,9 @@ class CudaBackend final : public Backend {
   bool is_host() const override;
   void upload(void* device, const void* host, std::size_t bytes) override;
   void download(void* host, const void* device, std::size_t bytes) override;
+  std::uint64_t available_memory() const override { return device_memory().free; }
+  bool begin_step(const Step& step, std::span<const std::uint64_t> key) override;
+  void end_step(bool failed) override;
   std::unique_ptr<Weight> pack(const WeightSource& source, int pieces,
                                std::int64_t stack = 1) override;
   std::unique_ptr<KvCache> make_kv_cache(const KvShape& shape) override;
@@ -80,13 +83,13 @@ class CudaBackend final : public Backend {
     return static_cast<T*>(scratch_bytes(name, count * sizeof(T)));
   }
   void* scratch_bytes(const char* name, std::size_t bytes);
-  // n values that the caller has on the host, on the device.
+  // n values that the caller has on the host, on the device: where begin_step() put them, or
+  // copied.
   template <class T>
   const T* on_device(const char* name, const T* host, std::int64_t n) {
-    T* p = scratch<T>(name, static_cast<std::size_t>(n));
-    copy_in(q_, p, host, static_cast<std::size_t>(n) * sizeof(T));
-    return p;
+    return static_cast<const T*>(host_bytes(name, host, static_cast<std::size_t>(n) * sizeof(T)));
   }
+  const void* host_bytes(const char* name, const void* host, std::size_t bytes);
   const Place* places(const RowPlace* rows, std::int64_t m) {
     static_assert(sizeof(Place) == sizeof(RowPlace));
     return on_device("row places", reinterpret_cast<const Place*>(rows), m);
@@ -102,6 +105,15 @@ class CudaBackend final : public Backend {
   Queue q_;
   ThreadPool pool_;
   std::map<std::string, Block, std::less<>> scratch_;
+  struct Staged {
+    const void* host;
+    std::size_t bytes;
+    const std::byte* device;
+  };
+  std::vector<Staged> staged_;  // of the step under way
+  using Key = std::vector<std::uint64_t>;
+  std::map<Key, std::shared_ptr<Graph>> graphs_;  // null: seen once, nothing kept yet
+  Key recording_;                                 // of the step that is being recorded
 };
 
 }  // namespace nibble::NIBBLE_CUDA_NS

@@ -27,10 +27,14 @@ void launch(const Queue& q, const char* name, void (*kernel)(P...), dim3 grid, u
   check_launch(name);
 }
 #else
+void submit(const Queue& q, std::function<void()> f);  // runs it, or records it
+
 template <class... P, class... A>
 void launch(const Queue& q, const char*, void (*kernel)(P...), dim3 grid, unsigned threads,
             std::size_t shared, const A&... args) {
-  emulate::run(q.schedule, grid, threads, shared, [&] { kernel(args...); });
+  submit(q, [=, schedule = q.schedule] {
+    emulate::run(schedule, grid, threads, shared, [&] { kernel(args...); });
+  });
 }
 #endif
 
