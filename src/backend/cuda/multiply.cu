@@ -58,32 +58,75 @@ __device__ __forceinline__ Tile tile_of(const MultiplyArgs& a, int job, int part
   return {out, 0, job};
 }
 
-// The stages that a warp multiplies, in order.
-struct Cursor {
-  int job, part, stage;
-};
-__device__ __forceinline__ void advance(const MultiplyArgs& a, int stages, int warp, Cursor& c) {
-  c.stage += kWarps;
-  if (c.stage < stages) return;
-  c.stage = warp;
-  if (a.finish == Finish::SwiGlu && c.part == 0) {
-    c.part = 1;
-  } else {
-    c.part = 0, ++c.job;
+// The stages that a warp multiplies, in order, on their way through its ring.
+template <int Ring>
+class Stream {
+ public:
+  __device__ __forceinline__ Stream(const MultiplyArgs& a, char* ring, int matrix, int job, int end)
+      : a_(a), ring_(ring), matrix_(matrix), job_(job), end_(end) {
+    stage_ = warp();
+    if (stage_ >= a.out[0].w.stages) job_ = end_;
+    if (job_ < end_) locate();
   }
-}
+  // Asks for one stage more, or for nothing at the end.
+  __device__ __forceinline__ void bring() {
+    if (job_ < end_) {
+      const int lane = static_cast<int>(threadIdx.x) % 32;
+      char* slot = ring_ + fill_ * a_.slot_bytes + lane * 16;
+      const std::uint8_t* codes = codes_ + static_cast<std::int64_t>(stage_) * w_->stage_bytes;
+      for (int i = 0; i < w_->stage_bytes; i += 512) copy_async16(slot + i, codes + i);
+      if (w_->type < kF16 && lane * 16 < plan_.units * w_->record_bytes)
+        copy_async16(slot + w_->stage_bytes,
+                     records_ + static_cast<std::int64_t>(plan_.group) * w_->record_bytes);
+      advance();
+    }
+    copy_async_commit();
+    fill_ = fill_ + 1 == Ring ? 0 : fill_ + 1;
+  }
+
+ private:
+  __device__ __forceinline__ static int warp() { return static_cast<int>(threadIdx.x) / 32; }
+  __device__ __forceinline__ void locate() {
+    const Tile t = tile_of(a_, job_, part_);
+    w_ = &a_.out[t.out].w;
+    const std::int64_t tile = static_cast<std::int64_t>(matrix_) * w_->tiles + t.tile;
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    codes_ = w_->codes + tile * w_->stages * w_->stage_bytes + lane * 16;
+    records_ = w_->scales + tile * w_->groups * w_->record_bytes + lane * 16;
+    plan_ = w_->plan[stage_];
+  }
+  __device__ __forceinline__ void advance() {
+    stage_ += kWarps;
+    if (stage_ < w_->stages) {
+      plan_ = w_->plan[stage_];  // needed at the next call: it has time
+      return;
+    }
+    stage_ = warp();
+    if (a_.finish == Finish::SwiGlu && part_ == 0) {
+      part_ = 1;
+    } else {
+      part_ = 0, ++job_;
+    }
+    if (job_ < end_) locate();
+  }
+
+  const MultiplyArgs& a_;
+  char* ring_;
+  int matrix_, job_, end_, part_ = 0, stage_ = 0, fill_ = 0;
+  const Matrix* w_ = nullptr;  // of the tile
+  const std::uint8_t *codes_ = nullptr, *records_ = nullptr;
+  Stage plan_{};
+};
 
 template <int Octets>  // 0: in fp32
-__global__ void __launch_bounds__(kThreads) multiply(const __grid_constant__ MultiplyArgs a) {
+__global__ void __launch_bounds__(kThreads, 2) multiply(const __grid_constant__ MultiplyArgs a) {
   constexpr int kRing = kRingOf<Octets>;
-  const int tid = static_cast<int>(threadIdx.x), lane = tid % 32, warp = tid / 32,
-            stages = a.out[0].w.stages;
+  const int tid = static_cast<int>(threadIdx.x), warp = tid / 32, stages = a.out[0].w.stages;
   const Task* task = nullptr;
   if (a.tasks != nullptr) {
     if (static_cast<int>(blockIdx.y) >= *a.task_count) return;
     task = a.tasks + blockIdx.y;
   }
-  const std::int64_t matrix = task != nullptr ? task->matrix : 0;
   const int job_begin =
                 static_cast<int>(static_cast<std::int64_t>(a.jobs) * blockIdx.x / gridDim.x),
             job_end =
@@ -92,44 +135,17 @@ __global__ void __launch_bounds__(kThreads) multiply(const __grid_constant__ Mul
   char* ring = shared_memory() + static_cast<std::ptrdiff_t>(warp) * kRing * a.slot_bytes;
   char* free_memory = shared_memory() + static_cast<std::ptrdiff_t>(kWarps) * kRing * a.slot_bytes;
 
-  // The ring: `ring` - 1 stages under way, one in use.
-  Cursor next{job_begin, 0, warp};
-  int fill = 0;
-  const auto bring = [&] {
-    if (next.job < job_end && warp < stages) {
-      const Tile t = tile_of(a, next.job, next.part);
-      const Matrix& w = a.out[t.out].w;
-      const std::int64_t tile = matrix * w.tiles + t.tile;
-      const std::uint8_t* codes = w.codes + (tile * stages + next.stage) * w.stage_bytes;
-      char* slot = ring + fill * a.slot_bytes;
-      for (int i = lane * 16; i < w.stage_bytes; i += 512) copy_async16(slot + i, codes + i);
-      if (w.type < kF16) {
-        const Stage p = w.plan[next.stage];
-        const std::uint8_t* records = w.scales + (tile * w.groups + p.group) * w.record_bytes;
-        if (lane * 16 < p.units * w.record_bytes)
-          copy_async16(slot + w.stage_bytes + lane * 16, records + lane * 16);
-      }
-      advance(a, stages, warp, next);
-    }
-    copy_async_commit();
-    fill = fill + 1 == kRing ? 0 : fill + 1;
-  };
-  for (int i = 0; i + 1 < kRing; ++i) bring();
+  Stream<kRing> stream(a, ring, task != nullptr ? task->matrix : 0, job_begin, job_end);
+  for (int i = 0; i + 1 < kRing; ++i) stream.bring();  // one stage more is in use
 
-  // Rows of x.
-  Input x;
-  x.words = static_cast<const uint4*>(a.fixed.words), x.meta = a.fixed.meta, x.real = a.real;
-  if (task != nullptr) {
-    x.rows = task->rows;
-    for (int i = 0; i < kMaxRows; ++i) x.at[i] = task->x[i];
-  } else {
-    const int first = static_cast<int>(blockIdx.y) * kMaxRows;
-    x.rows = a.m - first < kMaxRows ? a.m - first : kMaxRows;
-    for (int i = 0; i < kMaxRows; ++i) x.at[i] = first + i;
-  }
+  Rows rows{task != nullptr ? task->rows : a.m - static_cast<int>(blockIdx.y) * kMaxRows,
+            static_cast<int>(blockIdx.y) * kMaxRows, task != nullptr ? task->x : nullptr};
+  if (rows.count > kMaxRows) rows.count = kMaxRows;
+  Fixed words = a.fixed;
+  const float* real = a.real;
   float2* pairs = reinterpret_cast<float2*>(free_memory);
   const std::int64_t half =
-      static_cast<std::int64_t>(a.round_stages) * a.entry_stride * x.rows * kTile;
+      static_cast<std::int64_t>(a.round_stages) * a.entry_stride * rows.count * kTile;
   if (a.h_rows > 0) {  // this block prepares them: h where the pairs will be, what stays behind it
     const int k = a.source.k;
     const Slice slice{
@@ -140,24 +156,25 @@ __global__ void __launch_bounds__(kThreads) multiply(const __grid_constant__ Mul
     if constexpr (Octets == 0) {
       float* h = reinterpret_cast<float*>(free_memory + pair_bytes);
       load_rows(a.source, 0, a.m, h, h + static_cast<std::int64_t>(a.m) * k, slice);
-      x.real = h;
+      real = h;
     } else {
       char* stay = free_memory + ((pair_bytes > h_bytes ? pair_bytes : h_bytes) + 15) / 16 * 16;
-      const Fixed fixed{
-          stay, reinterpret_cast<RowMeta*>(stay + static_cast<std::int64_t>(a.m) * stages * 128)};
+      words = {stay,
+               reinterpret_cast<RowMeta*>(stay + static_cast<std::int64_t>(a.m) * stages * 128)};
       float* h = reinterpret_cast<float*>(free_memory);
-      float* inv = reinterpret_cast<float*>(fixed.meta + static_cast<std::int64_t>(a.m) * stages);
+      float* inv = reinterpret_cast<float*>(words.meta + static_cast<std::int64_t>(a.m) * stages);
       for (int r = 0; r < a.m; r += a.h_rows) {
         const int count = a.m - r < a.h_rows ? a.m - r : a.h_rows;
         load_rows(a.source, r, count, h, inv, slice);
-        round_rows(h, count, k, a.int8, a.out[0].w.plan, stages, fixed, r);
+        round_rows(h, count, k, a.int8, a.out[0].w.plan, stages, words, r);
         block_sync();
       }
-      x.words = static_cast<const uint4*>(fixed.words), x.meta = fixed.meta;
     }
   }
 
-  const int width = x.rows * kTile;  // sums of a tile
+  const LaneInput<Octets == 0 ? 1 : Octets> x(words, Octets == 0 ? Rows{0, 0, nullptr} : rows,
+                                              stages);
+  const int width = rows.count * kTile;  // sums of a tile
   const bool adds = tid < width;
   const int row = tid % kTile, m = tid / kTile;
   int use = 0, buffer = 0;
@@ -170,7 +187,7 @@ __global__ void __launch_bounds__(kThreads) multiply(const __grid_constant__ Mul
       const int at = t.tile * kTile + row;
       const std::int64_t y_row = !adds             ? 0
                                  : task != nullptr ? task->y[m]
-                                                   : static_cast<std::int64_t>(x.at[m]);
+                                                   : static_cast<std::int64_t>(rows.first + m);
       Sum sum;
       float total = 0;
       const auto close = [&] {  // the end of a piece; some are empty
@@ -184,28 +201,30 @@ __global__ void __launch_bounds__(kThreads) multiply(const __grid_constant__ Mul
         for (int s = first + warp; s < last; s += kWarps) {
           copy_async_wait<kRing - 2>();
           warp_sync();
-          bring();
+          stream.bring();
           const char* slot = ring + use * a.slot_bytes;
           use = use + 1 == kRing ? 0 : use + 1;
-          float2* to = round + static_cast<std::int64_t>(s - first) * a.entry_stride * width;
-          const Stage p = w.plan[s];
-          if constexpr (Octets == 0)
-            real_stage(w, slot, p, x, to);
-          else
-            fixed_stage<Octets>(w, slot, p, s, x, to);
+          float2* to = round + static_cast<std::int64_t>(s - first) * w.entries * width;
+          if constexpr (Octets == 0) {
+            real_stage(w, slot, w.plan[s], real, rows, to);
+          } else {
+            Stage p{0, 2, 1, 0};  // where nothing else is told
+            if (w.entries > 1) p = w.plan[s];
+            fixed_stage<Octets>(w, slot, p, s, x, rows.count, to);
+          }
         }
         block_sync();
-        if (adds)
-          for (int s = first; s < last; ++s) {
-            while (sum.piece < w.pieces && w.piece_end[sum.piece] <= s) close();
-            const float2* in =
-                round + static_cast<std::int64_t>(s - first) * a.entry_stride * width + tid;
-#pragma unroll 4
-            for (int e = 0; e < w.entries; ++e) {
-              const float2 pair = in[e * width];
-              sum.acc = fmaf(pair.x, pair.y, sum.acc);
-            }
+        const float2* in = round + tid;
+        for (int s = first; adds && s < last;) {
+          while (sum.piece < w.pieces && w.piece_end[sum.piece] <= s) close();  // some are empty
+          const int end = w.piece_end[sum.piece] < last ? w.piece_end[sum.piece] : last;
+#pragma unroll 8
+          for (int i = (end - s) * w.entries; i > 0; --i, in += width) {
+            const float2 pair = *in;
+            sum.acc = fmaf(pair.x, pair.y, sum.acc);
           }
+          s = end;
+        }
         buffer ^= 1;
       }
       if (!adds) continue;
@@ -272,7 +291,7 @@ void launch_multiply(const Queue& q, MultiplyArgs a, bool fixed) {
   a.jobs = 0;
   for (int i = 0; i < (a.finish == Finish::SwiGlu ? 1 : a.outputs); ++i) a.jobs += a.out[i].w.tiles;
   const std::size_t resident = q.shared_total / (shared + 1024);
-  const int per = resident < 1 ? 1 : resident > 3 ? 3 : static_cast<int>(resident);
+  const int per = resident < 1 ? 1 : resident > 2 ? 2 : static_cast<int>(resident);
   const int most = q.blocks > 0 ? q.blocks : q.multiprocessors * per;
   const dim3 grid{
       static_cast<unsigned>(a.jobs < most ? a.jobs : most),

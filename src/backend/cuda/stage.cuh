@@ -5,13 +5,31 @@
 
 namespace nibble::NIBBLE_CUDA_NS {
 
-// Where the block's rows of prepared x are.
-struct Input {
-  const uint4* words;
-  const RowMeta* meta;
-  const float* real;
-  int rows;
-  int at[kMaxRows];  // row of words, meta and real
+// The block's rows of x: a run of them, or those of a task.
+struct Rows {
+  int count, first;
+  const int* list;  // or null
+  __device__ __forceinline__ int at(int i) const { return list != nullptr ? list[i] : first + i; }
+};
+
+// Of one lane, in fixed point: B's column 8 o + lane / 4 (limb, row of x) and the rows 4 o + lane %
+// 4 whose sums it holds; null where there is no such row.
+template <int Octets>
+struct LaneInput {
+  const uint4* words[Octets];   // + 8 * stage
+  const RowMeta* meta[Octets];  // + stage
+  __device__ __forceinline__ LaneInput(const Fixed& x, const Rows& rows, int stages) {
+    const int lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4, t = lane % 4;
+#pragma unroll
+    for (int o = 0; o < Octets; ++o) {
+      const int column = 8 * o + g, m = 4 * o + t;
+      words[o] = nullptr, meta[o] = nullptr;
+      if (column / 2 < rows.count)
+        words[o] = static_cast<const uint4*>(x.words) +
+                   static_cast<std::int64_t>(rows.at(column / 2)) * stages * 8 + column % 2 * 4 + t;
+      if (m < rows.count) meta[o] = x.meta + static_cast<std::int64_t>(rows.at(m)) * stages;
+    }
+  }
 };
 
 __device__ __forceinline__ float scale_at(const Matrix& w, const char* record, int i) {
@@ -33,17 +51,15 @@ __device__ __forceinline__ void put_rest(const Pairs& p, int used, int entries) 
 // One stage in fixed point. slot: the stage's codes, then its records. pairs: [entry][x][16].
 template <int Octets>
 __device__ __forceinline__ void fixed_stage(const Matrix& w, const char* slot, const Stage& p,
-                                            int stage, const Input& x, float2* pairs) {
+                                            int stage, const LaneInput<Octets>& x, int rows,
+                                            float2* pairs) {
   const int lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4, t = lane % 4;
   int sum[2][Octets][4] = {};
   uint4 b[Octets];
 #pragma unroll
   for (int o = 0; o < Octets; ++o) {
-    const int column = 8 * o + g, row = column / 2;
     b[o] = make_uint4(0, 0, 0, 0);
-    if (row < x.rows)
-      b[o] = x.words[(static_cast<std::int64_t>(x.at[row]) * w.stages + stage) * 8 +
-                     column % 2 * 4 + t];
+    if (x.words[o] != nullptr) b[o] = x.words[o][8 * stage];
   }
   const uint4* codes = reinterpret_cast<const uint4*>(slot);
   if (w.type == kInt8) {
@@ -74,13 +90,13 @@ __device__ __forceinline__ void fixed_stage(const Matrix& w, const char* slot, c
   const char* record = slot + w.stage_bytes;
 #pragma unroll
   for (int o = 0; o < Octets; ++o) {
+    if (x.meta[o] == nullptr) continue;
     const int m = 4 * o + t;
-    if (m >= x.rows) continue;
-    const RowMeta meta = x.meta[static_cast<std::int64_t>(x.at[m]) * w.stages + stage];
+    const RowMeta meta = x.meta[o][stage];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int row = g + 8 * half;
-      const Pairs out{pairs + m * kTile + row, x.rows * kTile};
+      const Pairs out{pairs + m * kTile + row, rows * kTile};
       int e = 0;
       for (int u = 0; u < p.units; ++u) {
         const int high = u == 0 ? sum[0][o][2 * half] : sum[1][o][2 * half],
@@ -137,12 +153,12 @@ __device__ inline float chunk_sum(const float* x, int n) {
 
 // One stage in fp32: lane = row of W, and which of the rows of x (even, odd).
 __device__ __forceinline__ void real_stage(const Matrix& w, const char* slot, const Stage& p,
-                                           const Input& x, float2* pairs) {
+                                           const float* x, const Rows& rows, float2* pairs) {
   const int lane = static_cast<int>(threadIdx.x) % 32, row = lane % 16;
   const char* record = slot + w.stage_bytes;
-  for (int m = lane / 16; m < x.rows; m += 2) {
-    const float* in = x.real + static_cast<std::int64_t>(x.at[m]) * w.k + p.column;
-    const Pairs out{pairs + m * kTile + row, x.rows * kTile};
+  for (int m = lane / 16; m < rows.count; m += 2) {
+    const float* in = x + static_cast<std::int64_t>(rows.at(m)) * w.k + p.column;
+    const Pairs out{pairs + m * kTile + row, rows.count * kTile};
     int e = 0;
     for (int u = 0; u < p.units; ++u) {
       const int first = 32 * u, n = p.units == 2 ? 32 : 32 * p.chunks;
