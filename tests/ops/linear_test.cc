@@ -132,6 +132,15 @@ TEST(Linear, PiecesAddUpAsATree) {
   }
 }
 
+// Many rows: more than a tile of them, whole and ragged.
+TEST(Linear, ManyRows) {
+  for (const WeightType t : {WeightType::Int4, WeightType::Int8})
+    for (const int pieces : {1, 8}) {
+      check_case({t, 35, 512, 70, 128, pieces, true}, Activations::Int16);
+      check_case({t, 17, 256, 9, 64, pieces, false}, Activations::Int8);
+    }
+}
+
 TEST(Linear, NonFiniteInputReachesTheOutput) {
   for (const float bad : {NAN, INFINITY, -INFINITY})
     for (const Activations a : {Activations::Int16, Activations::Int8, Activations::Fp32})

@@ -25,10 +25,12 @@ endif()
 if(NOT CMAKE_CUDA_ARCHITECTURES)
   set(CMAKE_CUDA_ARCHITECTURES 80-real 89-real 90a-real)
 endif()
+set(CMAKE_CUDA_STANDARD 17)  # CMake 3.25 knows no later one for nvcc
+set(CMAKE_CUDA_STANDARD_REQUIRED ON)
 enable_language(CUDA)
 find_package(CUDAToolkit REQUIRED)
 add_library(nibble_cuda OBJECT ${NIBBLE_CUDA_KERNELS} ${cuda}/runtime.cu)
-set_target_properties(nibble_cuda PROPERTIES CUDA_STANDARD 17 CUDA_STANDARD_REQUIRED ON
+set_target_properties(nibble_cuda PROPERTIES
   POSITION_INDEPENDENT_CODE ON)
 target_include_directories(nibble_cuda PRIVATE ${CMAKE_CURRENT_SOURCE_DIR}/src)
 target_compile_options(nibble_cuda PRIVATE -fmad=false -Xptxas=-v)

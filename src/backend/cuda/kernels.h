@@ -108,6 +108,9 @@ struct MultiplyArgs {
 bool can_fuse(const Queue& q, const MultiplyArgs& a, bool fixed);
 // All products: with integer inputs (fixed), or in fp32.
 void launch_multiply(const Queue& q, MultiplyArgs a, bool fixed);
+// The same for many rows (prepared before, in `fixed`), where the weights allow it: the same bits.
+bool can_gemm(const MultiplyArgs& a);
+void launch_gemm(const Queue& q, MultiplyArgs a);
 // Rows of a source, prepared once: rounded into `fixed` (words not null), in fp32 into `real` (not
 // null). plan: of K and pieces.
 void launch_prepare(const Queue& q, const Source& s, int m, int int8, const Stage* plan, int stages,

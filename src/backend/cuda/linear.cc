@@ -49,7 +49,10 @@ void CudaBackend::multiply_kind(Source s, std::int64_t m, Activations activation
       a.real = scratch<float>("prepared rows", static_cast<std::size_t>(m * w.k));
     launch_prepare(q_, s, a.m, a.int8, w.plan, w.stages, a.fixed, const_cast<float*>(a.real));
   }
-  launch_multiply(q_, a, fixed);
+  if (fixed && m > kMaxRows && can_gemm(a))
+    launch_gemm(q_, a);
+  else
+    launch_multiply(q_, a, fixed);
 }
 
 void CudaBackend::multiply(const Source& s, std::int64_t m, Activations activations,
