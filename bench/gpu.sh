@@ -24,7 +24,7 @@ run() {
 }
 
 stage_carry() {
-  local build=${1:-build-cuda}
+  local build=build
   rm -rf "$carry" && mkdir -p "$carry/bin" "$carry/lib"
   ninja -C "$build" nibble fused_cuda test_gpu
   cp "$build/nibble" "$build/fused_cuda" "$build/tests/test_gpu" "$carry/bin/"

@@ -44,7 +44,7 @@ std::string version_text() {
 #endif
   return fmt::format("nibble {}\ncommit {}\ncompiler {}\nbuild {}\ncpu {}\nbackends {}", version(),
                      commit(), compiler, NIBBLE_BUILD_TYPE, fmt::join(cpu_features(), " "),
-                     fmt::join(backend_names(), " "));
+                     fmt::join(built_backends(), " "));
 }
 
 }  // namespace nibble::cli

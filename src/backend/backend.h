@@ -77,8 +77,10 @@ class Backend {
   virtual void experts(const ExpertsArgs& a) = 0;
 };
 
-// device: "cpu" (others: Error naming those built). threads: 0 = every core this process may use.
+// device: one of backend_names(); Error where it is not in this build or not on this machine.
+// threads: 0 = every core this process may use.
 std::unique_ptr<Backend> make_backend(std::string_view device, int threads);
-std::vector<std::string> backend_names();
+std::vector<std::string> backend_names();   // that a user may ask for
+std::vector<std::string> built_backends();  // of them, those in this build
 
 }  // namespace nibble
