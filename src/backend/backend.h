@@ -77,10 +77,8 @@ class Backend {
   virtual void experts(const ExpertsArgs& a) = 0;
 };
 
-// device: one of backend_names(); Error where it is not in this build or not on this machine.
-// threads: 0 = every core this process may use.
+// device: "cpu" (others: Error naming those built). threads: 0 = every core this process may use.
 std::unique_ptr<Backend> make_backend(std::string_view device, int threads);
-std::vector<std::string> backend_names();   // that a user may ask for
-std::vector<std::string> built_backends();  // of them, those in this build
+std::vector<std::string> backend_names();
 
 }  // namespace nibble
