@@ -73,7 +73,7 @@ class Bench {
             mean,
             std::sqrt(std::max(variance, 0.0)),
             bytes,
-            bytes * mean / bandwidth_};
+            bandwidth_ > 0 ? bytes * mean / bandwidth_ : 0};
   }
 
  private:
@@ -181,8 +181,10 @@ void bench_model(const Options& o) {
     ModelFlags flags = o.model;
     flags.threads = threads;
     const auto engine = load_engine(*checkpoint, flags, context);
-    const Bandwidth read = measure_bandwidth(engine->threads(), 0.5);
-    Bench bench(*engine, read.median);
+    // Of the host; a device's read limit is bench/fused_cuda's to measure.
+    const double read =
+        flags.device != "cuda" ? measure_bandwidth(engine->threads(), 0.5).median : 0;
+    Bench bench(*engine, read);
     for (const Test& t : tests) {
       Progress progress("bench");
       rows.push_back(bench.run(t, o.repeat, progress));

@@ -108,6 +108,7 @@ void time_shape(const Options& o, const std::string& device, int threads, const 
                 const std::vector<Activations>& modes, std::vector<Result>& results) {
   Progress progress(fmt::format("{}x{} {}", c.n, c.k, device));
   const auto backend = make_backend(device, threads);
+  if (!backend->is_host()) fail_usage("this times the CPU; bench/gpu.sh times a GPU");
   ReadProbe probe(threads);
   Subject subject(*backend, c, o.rows, o.cached, progress);
   std::vector<double> read;

@@ -2,6 +2,7 @@
 #include <fstream>
 
 #include "backend/backend.h"
+#include "backend/cuda/make.h"
 #include "base/error.h"
 #include "base/thread_pool.h"
 #include "commands.h"
@@ -71,7 +72,8 @@ Sweep run_sweep(const Options& o) {
   for (const std::string& s : o.shapes) cases.push_back(parse_shape(s));
   if (cases.empty()) cases = o.quick ? verify::quick_cases() : verify::full_cases();
   const std::vector<Activations> acts = modes(o.activations);
-  verify::Harness harness;
+  verify::Harness harness =
+      o.device == cuda::kDevice ? verify::Harness(cuda::make_schedules()) : verify::Harness();
   if (!o.json) {
     out("{}\nmachine {}, {} cores\nschedules {}\n\n", version_text(), cpu_model(),
         available_cores(), harness.describe());
@@ -239,6 +241,8 @@ void stress(const Options& o) {
 }
 
 void run(const Options& o) {
+  if (o.device != "cpu" && (o.explain || o.stress > 0))
+    fail_usage("--explain and --stress are for --device cpu");
   if (o.explain) return explain(o.json);
   if (o.stress > 0) return stress(o);
   sweep(o);
@@ -281,8 +285,9 @@ void add_verify(CLI::App& app) {
       "            groups of 128 on normal data)\n"
       "  worst     worst element against a double reference on the dequantised weights, in units\n"
       "            of sum |w x|, and the bound it must keep\n"
-      "  bits      equal over threads 1, 2, 3, 5, 8, over repetition, instruction sets, M = 1..8,\n"
-      "            each row alone and at every place in a batch of 8, one thread first and the\n"
+      "  bits      equal over threads 1, 2, 3, 5, 8 (cuda: blocks 1, 7, 66, 132 and more, and\n"
+      "            against the CPU), over repetition, instruction sets, M = 1..8, each row alone "
+      "and at every place in a batch of 8, one thread first and the\n"
       "            others late, fused against prepass + GEMV; or what differs\n"
       "Exit code 1 when a row fails. The full sweep takes minutes and up to 1.5 GB.\n\n"
       "  nibble verify --quick\n"

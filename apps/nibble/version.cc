@@ -5,7 +5,7 @@
 
 #include <vector>
 
-#include "backend/backend.h"
+#include "backend/cuda/make.h"
 #include "commit.h"
 #include "nibble/nibble.hpp"
 
@@ -44,7 +44,7 @@ std::string version_text() {
 #endif
   return fmt::format("nibble {}\ncommit {}\ncompiler {}\nbuild {}\ncpu {}\nbackends {}", version(),
                      commit(), compiler, NIBBLE_BUILD_TYPE, fmt::join(cpu_features(), " "),
-                     fmt::join(backend_names(), " "));
+                     cuda::built() ? "cpu cuda" : "cpu");
 }
 
 }  // namespace nibble::cli

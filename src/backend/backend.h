@@ -34,6 +34,25 @@ class Backend {
   virtual void upload(void* device, const void* host, std::size_t bytes) = 0;
   virtual void download(void* host, const void* device, std::size_t bytes) = 0;
 
+  // Bytes that alloc() may still give; 0: not known here.
+  virtual std::uint64_t available_memory() const { return 0; }
+
+  // What the operations of a step read on the host; it stays as it is until the step ends.
+  struct Step {
+    std::span<const std::int32_t> ids;
+    std::span<const RowPlace> rows;
+    std::span<const std::int32_t> picked;  // rows of gather()
+  };
+  // Operations up to end_step() are one step. Steps of one key are the same operations on the same
+  // memory and differ in `step` and in what was uploaded: a backend may keep them and run them
+  // again by itself. Then it returns true, and the caller leaves them, and end_step(), out. An
+  // empty key keeps nothing. failed: an operation threw.
+  virtual bool begin_step(const Step& step, std::span<const std::uint64_t> key) {
+    (void)step, (void)key;
+    return false;
+  }
+  virtual void end_step(bool failed) { (void)failed; }
+
   // Repacks a matrix into the order the kernels stream and releases the source's pages as it
   // goes. pieces: ops/pieces.h (8 for row-parallel operations, else 1). stack: how many matrices
   // of equally many rows the source holds one below the other (ops/experts.h takes such).

@@ -63,13 +63,15 @@ Engine::Engine(const Checkpoint& checkpoint, const EngineOptions& options)
       c, options.slots, impl_->context,
       options.activations == Activations::Fp32 ? KvType::F32 : KvType::I16, options.checkpoints);
   const KvShape& kv = shape.kv;
-  const std::uint64_t weights = estimate_weight_bytes(checkpoint), available = available_memory();
+  impl_->backend = make_backend(options.device, options.threads);
+  const std::uint64_t weights = estimate_weight_bytes(checkpoint),
+                      device = impl_->backend->available_memory(),
+                      available = device > 0 ? device : available_memory();
   require(weights + shape.bytes() <= available,
           "not enough memory: weights {:.2f} GB and state {:.2f} GB ({} slots of {} positions) "
           "are needed, {:.2f} GB "
           "are available; a shorter --context or a smaller model would fit",
           gb(weights), gb(shape.bytes()), options.slots, impl_->context, gb(available));
-  impl_->backend = make_backend(options.device, options.threads);
   impl_->model = Model::load(checkpoint, *impl_->backend, kPrefillChunk, options.progress);
   impl_->state = std::make_unique<SequenceState>(*impl_->backend, shape);
   impl_->memory = {

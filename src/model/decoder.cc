@@ -2,6 +2,7 @@
 //   h = embed[id];  per layer: mixer, feed-forward (layers.h);  logits = head rmsnorm(h)
 // Llama, Mistral, Qwen2 and Qwen3: attention and MLP. Qwen3.5 and 3.6: gated delta nets and, every
 // few layers, gated attention; MLP or mixture of experts; norms times 1 + weight.
+#include <algorithm>
 #include <cmath>
 
 #include "model/layers.h"
@@ -84,10 +85,17 @@ class Decoder final : public Model {
     backend_.upload(rope_, rope_host_.data(),
                     static_cast<std::size_t>(p.m * c_.rotary_dims()) * sizeof(float));
     p.rope = rope_, p.delta_out = delta_, p.h[0] = h_[0], p.h[1] = h_[1];
-    backend_.embedding({a.ids.data(), embedding_.get(), p.m, h_[0]});
-    p.finite(0, "embedding", h_[0], p.m * c_.hidden);
-    for (const auto& half : layers_) half->run(p);
-    if (!a.logits_of.empty()) logits(p);
+    if (backend_.begin_step({a.ids, a.rows, a.logits_of}, step_key(a))) return;
+    try {
+      backend_.embedding({a.ids.data(), embedding_.get(), p.m, h_[0]});
+      p.finite(0, "embedding", h_[0], p.m * c_.hidden);
+      for (const auto& half : layers_) half->run(p);
+      if (!a.logits_of.empty()) logits(p);
+    } catch (...) {
+      backend_.end_step(true);
+      throw;
+    }
+    backend_.end_step(false);
   }
 
   std::uint64_t weight_bytes() const override { return kept_.weight_bytes; }
@@ -97,6 +105,23 @@ class Decoder final : public Model {
   std::uint64_t scratch_bytes() const override { return kept_.scratch_bytes; }
 
  private:
+  // All that shapes a small step, besides ids and places. Larger ones are not worth keeping.
+  std::vector<std::uint64_t> step_key(const ForwardArgs& a) const {
+    constexpr std::size_t kKept = 8;  // rows
+    if (a.ids.size() > kKept || a.check_finite) return {};
+    std::int32_t longest = 0;
+    for (const RowPlace& r : a.rows) longest = std::max(longest, r.position);
+    const auto address = [](const void* p) { return reinterpret_cast<std::uintptr_t>(p); };
+    return {address(this),
+            a.ids.size(),
+            a.logits_of.size(),
+            static_cast<std::uint64_t>(a.activations),
+            static_cast<std::uint64_t>(longest / kAttentionSplit),
+            address(a.logits),
+            address(a.cache),
+            address(a.delta)};
+  }
+
   void logits(Pass& p) {
     const auto wanted = static_cast<std::int64_t>(p.args.logits_of.size());
     const LinearOutput out{head_ ? head_.get() : embedding_.get(), nullptr, p.args.logits,

@@ -122,18 +122,27 @@ std::vector<std::unique_ptr<cpu::CpuBackend>>& backends() {
 Harness::Harness(const cpu::Kernels& tested) : pool_(0) {
   const cpu::Isa best = cpu::best_isa();
   for (const int threads : {2, 1, 3, 5, 8})
-    threads_.push_back(std::make_unique<cpu::CpuBackend>(threads, tested, true));
+    schedules_.push_back(std::make_unique<cpu::CpuBackend>(threads, tested, true));
   for (int i = cpu::kIsaCount - 1; i >= 0; --i)
     if (const auto isa = static_cast<cpu::Isa>(i); isa != best && cpu::isa_supported(isa))
       others_.push_back(std::make_unique<cpu::CpuBackend>(2, cpu::kernels(isa), true));
   adversary_ = std::make_unique<cpu::CpuBackend>(5, perturbed_kernels(best), true);
 }
+Harness::Harness(std::vector<std::unique_ptr<Backend>> tested)
+    : pool_(0), schedules_(std::move(tested)) {
+  for (const cpu::Isa isa : {cpu::best_isa(), cpu::Isa::Scalar})
+    if (others_.empty() || isa != cpu::best_isa())
+      others_.push_back(std::make_unique<cpu::CpuBackend>(0, cpu::kernels(isa), true));
+}
 Harness::~Harness() = default;
 
 std::string Harness::describe() const {
-  std::vector<std::string> sets{threads_[0]->describe()};
+  std::vector<std::string> sets{schedules_[0]->describe()};
   for (const auto& b : others_) sets.push_back(b->describe());
-  return fmt::format("{}; the first also with 1, 3, 5 and 8 threads", fmt::join(sets, ", "));
+  if (adversary_)
+    return fmt::format("{}; the first also with 1, 3, 5 and 8 threads", fmt::join(sets, ", "));
+  for (std::size_t i = 1; i < schedules_.size(); ++i) sets.push_back(schedules_[i]->describe());
+  return fmt::format("{}", fmt::join(sets, "; "));
 }
 
 std::uint64_t Harness::memory(const Case& c) {
@@ -149,12 +158,12 @@ std::vector<Row> Harness::check(const Case& c, const std::vector<Activations>& m
   std::vector<Row> rows;
   std::vector<Outputs> base;
   {
-    const auto w = threads_[0]->pack(source, c.pieces);
+    const auto w = schedules_[0]->pack(source, c.pieces);
     const Reference ref = reference(source, in, pool_);
     for (const Activations a : modes) {
       if (!is_quantised(c.type) && a != Activations::Fp32) continue;
       Row& row = rows.emplace_back(Row{.shape = c, .activations = a});
-      const Run whole{"2 threads", threads_[0].get(), w.get(), &in, a, all_rows()};
+      const Run whole{schedules_[0]->describe(), schedules_[0].get(), w.get(), &in, a, all_rows()};
       base.emplace_back();
       try {
         base.back() = execute(whole);
@@ -174,9 +183,14 @@ std::vector<Row> Harness::check(const Case& c, const std::vector<Activations>& m
         same(r);
       };
       with("repetition");
-      for (std::size_t t = 1; t < threads_.size(); ++t)
-        with(fmt::format("{} threads", threads_[t]->threads()),
-             [&](Run& r) { r.backend = threads_[t].get(); });
+      for (std::size_t t = 1; t < schedules_.size(); ++t)
+        with(schedules_[t]->describe(), [&](Run& r) { r.backend = schedules_[t].get(); });
+      if (!adversary_)  // blocks matter to a device in every plan
+        for (std::size_t t = 1; t < schedules_.size(); ++t)
+          for (const Plan p : {Plan::Fused, Plan::Prepass})
+            with(fmt::format("{}, {}", schedules_[t]->describe(),
+                             p == Plan::Fused ? "fused" : "prepass"),
+                 [&](Run& r) { r.backend = schedules_[t].get(), r.plan = p; });
       for (const Plan p : {Plan::Fused, Plan::Prepass})
         with(p == Plan::Fused ? "fused" : "prepass, then GEMV", [&](Run& r) { r.plan = p; });
       with("residual-add + RMSNorm, then linear", [](Run& r) { r.twin = true; });
@@ -187,6 +201,7 @@ std::vector<Row> Harness::check(const Case& c, const std::vector<Activations>& m
       for (int shift = 1; shift < kRows; ++shift)
         with(fmt::format("rows moved {} places", shift),
              [&](Run& r) { std::rotate(r.rows.begin(), r.rows.begin() + shift, r.rows.end()); });
+      if (!adversary_) continue;
       FirstThenOthers order;
       set_disturbance(&order);
       for (const int m : {1, kRows}) {

@@ -51,6 +51,8 @@ class Harness {
  public:
   // tested: the table of kernels that is checked, against the other instruction sets.
   explicit Harness(const cpu::Kernels& tested = cpu::kernels(cpu::best_isa()));
+  // tested: schedules of one device, which share weights; against the CPU's best and scalar sets.
+  explicit Harness(std::vector<std::unique_ptr<Backend>> tested);
   ~Harness();
   // One row an activation mode; plain types have fp32 only.
   std::vector<Row> check(const Case& c, const std::vector<Activations>& modes);
@@ -59,10 +61,10 @@ class Harness {
   std::string describe() const;  // the schedules, for a heading
 
  private:
-  ThreadPool pool_;                                        // for the reference
-  std::vector<std::unique_ptr<cpu::CpuBackend>> threads_;  // the tested set: 2, 1, 3, 5, 8 threads
-  std::vector<std::unique_ptr<cpu::CpuBackend>> others_;   // the other sets, 2 threads
-  std::unique_ptr<cpu::CpuBackend> adversary_;             // FirstThenOthers, 5 threads
+  ThreadPool pool_;                                  // for the reference
+  std::vector<std::unique_ptr<Backend>> schedules_;  // CPU: 2, 1, 3, 5, 8 threads
+  std::vector<std::unique_ptr<Backend>> others_;     // other instruction sets, 2 threads
+  std::unique_ptr<Backend> adversary_;               // FirstThenOthers, 5 threads; or null
 };
 
 }  // namespace nibble::verify

@@ -17,7 +17,9 @@
 namespace nibble::oracle {
 
 inline std::filesystem::path directory(const std::string& name) {
-  return std::filesystem::path(NIBBLE_TEST_DATA) / name;
+  // Carried to another machine (bench/gpu.sh), a test runs in the root of a tree that lies elsewhere.
+  const std::filesystem::path data = NIBBLE_TEST_DATA;
+  return (std::filesystem::exists(data) ? data : std::filesystem::path("tests/data")) / name;
 }
 
 struct Prompt {
@@ -50,12 +52,12 @@ struct Errors {
 };
 
 // Runs every prompt, whole, through the checkpoint of tests/data.
-inline Errors compare(const std::string& name, Activations a) {
+inline Errors compare(const std::string& name, Activations a, const std::string& device = "cpu") {
   const auto checkpoint = Checkpoint::open(directory(name));
   Errors e;
   std::vector<double> rms;
   for (const Prompt& p : prompts(name)) {
-    Engine engine(*checkpoint, {.activations = a, .threads = 2, .context = 512});
+    Engine engine(*checkpoint, {.activations = a, .device = device, .threads = 2, .context = 512});
     const auto vocab = static_cast<std::size_t>(engine.vocab());
     const Engine::Input in{0, p.ids, Engine::Logits::All};
     const std::span<const float> rows = engine.forward({&in, 1});

@@ -23,7 +23,7 @@ struct Result {
 };
 
 // Feeds `length` positions in steps of `chunk` rows and returns every row's attention output.
-Result feed(cpu::CpuBackend& b, const Case& c, std::int64_t chunk, std::int64_t slot) {
+Result feed(Backend& b, const Case& c, std::int64_t chunk, std::int64_t slot) {
   const std::int64_t qw = c.heads * c.head_dim, qg = c.heads * c.pitch(),
                      kw = c.kv_heads * c.head_dim, rotary = c.head_dim / 2 / 2 * 2;
   const auto cache = b.make_kv_cache({.layers = 2,
@@ -175,7 +175,7 @@ TEST(Attention, ForgetsAnEarlierSequencesNaN) {
 }
 
 TEST(Attention, RefusesBadArguments) {
-  cpu::CpuBackend& b = *harness::backends()[0];
+  Backend& b = *harness::backends()[0];
   const auto cache = b.make_kv_cache(
       {.layers = 1, .slots = 1, .kv_heads = 2, .head_dim = 16, .context = 8, .type = KvType::F32});
   std::vector<float> q(64), out(64);
@@ -202,7 +202,7 @@ TEST(Embedding, RowsOfEveryType) {
   for (const WeightType t : {WeightType::Int4, WeightType::Int4Aff, WeightType::Int8,
                              WeightType::F16, WeightType::BF16, WeightType::F32}) {
     const harness::RandomWeight source(t, 50, 96, 32, 1);
-    cpu::CpuBackend& b = *harness::backends().back();
+    Backend& b = *harness::backends().back();
     const auto w = b.pack(source, 1);
     const std::int32_t ids[] = {49, 0, 17, 16};
     Guarded h(4 * 96);

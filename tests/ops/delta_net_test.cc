@@ -47,7 +47,7 @@ struct Result {
 };
 
 // Rows [p, p + m) of every given sequence in one step; returns each sequence's results appended.
-void step(cpu::CpuBackend& b, DeltaState& state, const std::vector<const Inputs*>& of,
+void step(Backend& b, DeltaState& state, const std::vector<const Inputs*>& of,
           const std::vector<std::int32_t>& slots, std::int64_t p, std::int64_t m,
           std::vector<Result>& results) {
   const DeltaShape& s = state.shape();
@@ -87,7 +87,7 @@ void step(cpu::CpuBackend& b, DeltaState& state, const std::vector<const Inputs*
   }
 }
 
-Result feed(cpu::CpuBackend& b, const Case& c, const Inputs& in, std::int64_t chunk,
+Result feed(Backend& b, const Case& c, const Inputs& in, std::int64_t chunk,
             std::int32_t slot) {
   const auto state = b.make_delta_state(shape_of(c, 3));
   std::vector<Result> r(1);
@@ -240,7 +240,7 @@ TEST(DeltaNet, ExtremeGatesStayFinite) {
 }
 
 TEST(DeltaNet, RefusesBadArguments) {
-  cpu::CpuBackend& b = *harness::backends()[0];
+  Backend& b = *harness::backends()[0];
   const Case c{1, 2, 16, 16, 4, 4};
   const auto state = b.make_delta_state(shape_of(c, 2));
   std::vector<float> u(4 * 64), y(4 * 64), w(4 * 64), gates(8), o(4 * 32);

@@ -2,15 +2,28 @@
 #pragma once
 #include <gtest/gtest.h>
 
+#include "cuda/emulated.h"
 #include "verify/harness.h"
 
 namespace nibble::harness {
 
-using verify::backends;
 using verify::bound;
 using verify::Guarded;
 using verify::RandomWeight;
 using verify::same_bits;
+
+// Those of the CPU ([0]: scalar, one thread; the last: the best set), and between them the CUDA
+// kernels as the emulator runs them: few and many blocks, in several orders. All give the same
+// bits.
+inline std::vector<std::unique_ptr<Backend>>& backends() {
+  static auto all = [] {
+    std::vector<std::unique_ptr<Backend>> v;
+    for (auto& b : verify::backends()) v.push_back(std::move(b));
+    for (auto& b : emulated_backends()) v.insert(v.end() - 1, std::move(b));
+    return v;
+  }();
+  return all;
+}
 
 inline std::vector<float> random_floats(std::size_t n, unsigned seed, float scale = 1) {
   return verify::normal_floats(n, seed, scale);

@@ -27,7 +27,7 @@ std::string name(const Case& c, Activations a) {
 }
 
 // y of one backend, rows [first, first + m) of x only.
-std::vector<float> run(cpu::CpuBackend& b, const RandomWeight& source, const Case& c, Activations a,
+std::vector<float> run(Backend& b, const RandomWeight& source, const Case& c, Activations a,
                        const std::vector<float>& x, const std::vector<float>* bias) {
   const auto w = b.pack(source, c.pieces);
   Guarded in(x), out(static_cast<std::size_t>(c.m * c.n));
@@ -112,7 +112,7 @@ TEST(Linear, PiecesAddUpAsATree) {
   const std::int64_t n = 20, k = 1024;
   const RandomWeight source(WeightType::F32, n, k, 0, 3);
   const std::vector<float> x = random_floats(k, 4);
-  cpu::CpuBackend& b = *harness::backends().back();
+  Backend& b = *harness::backends().back();
   const std::vector<float> whole =
       run(b, source, {WeightType::F32, n, k, 1, 0, 8, true}, Activations::Fp32, x, nullptr);
   std::vector<float> piece[8];
@@ -132,6 +132,15 @@ TEST(Linear, PiecesAddUpAsATree) {
   }
 }
 
+// Many rows: more than a tile of them, whole and ragged.
+TEST(Linear, ManyRows) {
+  for (const WeightType t : {WeightType::Int4, WeightType::Int8})
+    for (const int pieces : {1, 8}) {
+      check_case({t, 35, 512, 70, 128, pieces, true}, Activations::Int16);
+      check_case({t, 17, 256, 9, 64, pieces, false}, Activations::Int8);
+    }
+}
+
 TEST(Linear, NonFiniteInputReachesTheOutput) {
   for (const float bad : {NAN, INFINITY, -INFINITY})
     for (const Activations a : {Activations::Int16, Activations::Int8, Activations::Fp32})
@@ -146,7 +155,7 @@ TEST(Linear, NonFiniteInputReachesTheOutput) {
 }
 
 TEST(Linear, RefusesBadShapesAndAliases) {
-  cpu::CpuBackend& b = *harness::backends()[0];
+  Backend& b = *harness::backends()[0];
   const RandomWeight source(WeightType::Int4, 64, 64, 32, 1);
   const auto w = b.pack(source, 1);
   std::vector<float> x(64 * 64), y(64 * 64);
@@ -298,7 +307,7 @@ TEST(AddRmsNormLinear, WithoutOutputsItNeedsSomethingToWrite) {
 }
 
 TEST(AddRmsNormLinear, NothingOverflowsForLargeResiduals) {
-  cpu::CpuBackend& b = *harness::backends().back();
+  Backend& b = *harness::backends().back();
   const RandomWeight source(WeightType::Int4, 32, 5120, 128, 1);
   const auto w = b.pack(source, 1);
   const std::vector<float> residual = random_floats(5120, 3, 1e6f), weight(5120, 1.0f);
@@ -313,7 +322,7 @@ TEST(AddRmsNormLinear, NothingOverflowsForLargeResiduals) {
 }
 
 TEST(AddRmsNormLinear, RefusesTheInPlaceForm) {
-  cpu::CpuBackend& b = *harness::backends()[0];
+  Backend& b = *harness::backends()[0];
   const RandomWeight source(WeightType::Int4, 32, 64, 32, 1);
   const auto w = b.pack(source, 1);
   std::vector<float> r(64, 1.0f), d(64, 1.0f), g(64, 1.0f), y(32);

@@ -44,7 +44,7 @@ class MoeTest : public testing::TestWithParam<Case> {
                            norm = random_floats(size(c.k), 13, 0.1f);
 
   // Tokens [first, first + m).
-  Routed route(cpu::CpuBackend& b, Activations act, std::int64_t first, std::int64_t m) const {
+  Routed route(Backend& b, Activations act, std::int64_t first, std::int64_t m) const {
     const auto w = b.pack(router, 1), s = b.pack(score, 1);
     const auto cut = [&](const std::vector<float>& x) {
       return std::vector<float>(x.begin() + first * c.k, x.begin() + (first + m) * c.k);
@@ -75,7 +75,7 @@ class MoeTest : public testing::TestWithParam<Case> {
   }
 
   // Tokens [first, first + m) of x, with the routing of all.
-  std::vector<float> mix(cpu::CpuBackend& b, Activations act, const std::vector<float>& x,
+  std::vector<float> mix(Backend& b, Activations act, const std::vector<float>& x,
                          const Routed& r, std::int64_t first, std::int64_t m) const {
     const auto g = b.pack(gate, 1, c.experts), u = b.pack(up, 1, c.experts),
                d = b.pack(down, kRowParallelPieces, c.experts);
@@ -240,7 +240,7 @@ TEST(Router, TiesAndNaN) {
 }
 
 TEST(Experts, RefusesBadArguments) {
-  cpu::CpuBackend& b = *harness::backends()[0];
+  Backend& b = *harness::backends()[0];
   const RandomWeight in(WeightType::Int4, 2 * 32, 64, 32, 1),
       out(WeightType::Int4, 2 * 64, 32, 32, 2), one(WeightType::Int4, 32, 64, 32, 3),
       back(WeightType::Int4, 64, 32, 32, 4);

@@ -1,0 +1,120 @@
+// rope_cache, attention and the KV cache.
+#include <algorithm>
+
+#include "backend/cuda/cuda_state.h"
+
+namespace nibble::NIBBLE_CUDA_NS {
+namespace {
+
+std::size_t elements(const KvShape& s) {
+  return static_cast<std::size_t>(s.layers * s.slots * s.kv_heads * s.padded_context());
+}
+
+}  // namespace
+
+CudaKvCache::CudaKvCache(const KvShape& s, const Queue& q) : KvCache(s), q_(q) {
+  const std::size_t vectors = elements(s),
+                    bytes = vectors * static_cast<std::size_t>(s.head_dim) * element();
+  keys_ = {bytes, "the KV cache"}, values_ = {bytes, "the KV cache"};
+  clear(q_, keys_.get(), bytes), clear(q_, values_.get(), bytes);
+  if (s.type != KvType::I16) return;
+  for (Block* b : {&key_scales_, &value_scales_}) {
+    *b = {vectors * sizeof(float), "the KV cache"};
+    clear(q_, b->get(), b->size());
+  }
+}
+
+std::size_t CudaKvCache::vector_at(std::int64_t layer, std::int64_t slot, std::int64_t head) const {
+  return static_cast<std::size_t>(((layer * shape_.slots + slot) * shape_.kv_heads + head) *
+                                  shape_.padded_context());
+}
+
+KvLayer CudaKvCache::layer(std::int64_t layer) const {
+  const std::size_t at = vector_at(layer, 0, 0),
+                    bytes = at * static_cast<std::size_t>(shape_.head_dim) * element();
+  KvLayer l{};
+  l.keys = keys_.as<char>() + bytes, l.values = values_.as<char>() + bytes;
+  l.fixed = shape_.type == KvType::I16;
+  if (l.fixed)
+    l.key_scales = key_scales_.as<float>() + at, l.value_scales = value_scales_.as<float>() + at;
+  l.kv_heads = static_cast<int>(shape_.kv_heads), l.head_dim = static_cast<int>(shape_.head_dim);
+  l.positions = static_cast<int>(shape_.padded_context());
+  return l;
+}
+
+void CudaKvCache::copy(std::int64_t from, std::int64_t to, std::int64_t n) {
+  const auto vectors = static_cast<std::size_t>((n + 63) / 64 * 64);  // keys lie 64 together
+  for (std::int64_t layer = 0; layer < shape_.layers; ++layer)
+    for (std::int64_t head = 0; head < shape_.kv_heads; ++head) {
+      const auto move = [&](const Block& b, std::size_t width) {
+        copy_within(q_, b.as<char>() + vector_at(layer, to, head) * width,
+                    b.as<char>() + vector_at(layer, from, head) * width, vectors * width);
+      };
+      const std::size_t width = static_cast<std::size_t>(shape_.head_dim) * element();
+      move(keys_, width), move(values_, width);
+      if (shape_.type == KvType::I16) move(key_scales_, 4), move(value_scales_, 4);
+    }
+}
+
+void CudaKvCache::read(std::int64_t layer, std::int64_t slot, std::int64_t head,
+                       std::int64_t position, float* k, float* v) const {
+  const auto hd = static_cast<std::size_t>(shape_.head_dim), size = element();
+  const std::size_t at = vector_at(layer, slot, head) + static_cast<std::size_t>(position);
+  const auto p = static_cast<std::size_t>(position), block = at - p % 64;
+  const auto value = [&](const Block& b, std::size_t index) {
+    std::int16_t i = 0;
+    float f = 0;
+    const char* from = b.as<char>() + index * size;
+    if (size == 4) {
+      copy_out(q_, &f, from, 4);
+      return f;
+    }
+    copy_out(q_, &i, from, 2);
+    return static_cast<float>(i);
+  };
+  float ks = 1, vs = 1;
+  if (shape_.type == KvType::I16) {
+    copy_out(q_, &ks, key_scales_.as<float>() + at, 4);
+    copy_out(q_, &vs, value_scales_.as<float>() + at, 4);
+  }
+  for (std::size_t d = 0; d < hd; ++d) {
+    k[d] = value(keys_, block * hd + (d / 8 * 64 + p % 64) * 8 + d % 8) * ks;
+    v[d] = value(values_, at * hd + d) * vs;
+  }
+}
+
+std::unique_ptr<KvCache> CudaBackend::make_kv_cache(const KvShape& shape) {
+  return std::make_unique<CudaKvCache>(shape, q_);
+}
+
+void CudaBackend::rope_cache(const RopeCacheArgs& a) {
+  check(a);
+  const auto& cache = static_cast<const CudaKvCache&>(*a.cache);
+  RopeArgs r{};
+  r.q = a.q, r.k = a.k, r.v = a.v, r.q_norm = a.q_norm, r.k_norm = a.k_norm;
+  r.offset = a.unit_offset ? 1.0f : 0.0f, r.eps = a.eps, r.cos_sin = a.cos_sin;
+  r.m = static_cast<int>(a.m), r.heads = static_cast<int>(a.heads);
+  r.q_pitch = static_cast<int>(a.q_pitch > 0 ? a.q_pitch : cache.shape().head_dim);
+  r.rotary = static_cast<int>(a.rotary), r.rows = places(a.rows, a.m);
+  r.cache = cache.layer(a.layer), r.q_out = a.q_out;
+  launch_rope_cache(q_, r);
+}
+
+void CudaBackend::attention(const AttentionArgs& a) {
+  check(a);
+  const auto& cache = static_cast<const CudaKvCache&>(*a.cache);
+  AttendArgs r{};
+  r.q = a.q, r.gate = a.gate, r.gate_pitch = static_cast<int>(a.gate_pitch);
+  r.m = static_cast<int>(a.m), r.heads = static_cast<int>(a.heads), r.scale = a.scale;
+  r.rows = places(a.rows, a.m), r.cache = cache.layer(a.layer), r.out = a.out;
+  std::int64_t longest = 0;
+  for (std::int64_t i = 0; i < a.m; ++i)
+    longest = std::max<std::int64_t>(longest, a.rows[i].position + 1);
+  r.splits = static_cast<int>((longest + kAttentionSplit - 1) / kAttentionSplit);
+  r.parts = scratch<float>(
+      "attention splits",
+      static_cast<std::size_t>(a.m * a.heads * r.splits * (cache.shape().head_dim + 2)));
+  launch_attention(q_, r);
+}
+
+}  // namespace nibble::NIBBLE_CUDA_NS

@@ -1,0 +1,249 @@
+// RMSNorm of heads, RoPE and the KV cache; attention of one row over a split of at most 512
+// positions, and the combination of splits. The CPU's order (simd/attention.inl): a score is one
+// chain over head_dim, softmax goes online over blocks of 64 positions, an output dim is one chain
+// over positions, splits are added in ascending order; blocks and splits lie at absolute positions.
+//
+// rope_cache: a warp a head and row. attend: a block a split, query head and row: scores of the
+// whole split (a thread a position), weights of its blocks in order, then a thread an output dim.
+// Bytes: keys and values of the row's past, once a query head (heads of a group share them in L2).
+#include "backend/cuda/kernels.h"
+#include "backend/cuda/math.cuh"
+
+namespace nibble::NIBBLE_CUDA_NS {
+namespace {
+
+constexpr int kBlock = 64, kSplit = 512, kThreads = 256, kLanes = 32;
+
+__device__ __forceinline__ std::int64_t vector_index(const KvLayer& c, const Place& p, int head) {
+  return (static_cast<std::int64_t>(p.slot) * c.kv_heads + head) * c.positions + p.position;
+}
+// Index of dim d of a key in its head's elements.
+__device__ __forceinline__ std::int64_t key_index(const KvLayer& c, int position, int d) {
+  return (static_cast<std::int64_t>(position / kBlock * (c.head_dim / 8) + d / 8) * kBlock +
+          position % kBlock) *
+             8 +
+         d % 8;
+}
+
+// x [head_dim] in shared memory as int16; at(d) says where. Whole warp. Returns the scale.
+template <class At>
+__device__ __forceinline__ float store_fixed(const float* x, int n, std::int16_t* out, At&& at) {
+  const int lane = static_cast<int>(threadIdx.x);
+  int bits = 0;
+  for (int d = lane; d < n; d += kLanes) {
+    const int b = float_bits(x[d]) & 0x7fffffff;
+    bits = b > bits ? b : bits;
+  }
+  const float largest = bits_float(warp_max(bits));
+  const bool tiny = largest < 1e-30f;
+  const float inv = tiny ? 0.0f : 32512.0f / largest;
+  for (int d = lane; d < n; d += kLanes)
+    out[at(d)] = static_cast<std::int16_t>(round_int(cut(x[d] * inv, 32512.0f)));
+  return tiny ? 0.0f : largest / 32512.0f;
+}
+
+__global__ void __launch_bounds__(kLanes) rope_cache(const __grid_constant__ RopeArgs a) {
+  const int lane = static_cast<int>(threadIdx.x), row = static_cast<int>(blockIdx.y),
+            hd = a.cache.head_dim;
+  const bool query = static_cast<int>(blockIdx.x) < a.heads;
+  const int head = static_cast<int>(blockIdx.x) - (query ? 0 : a.heads);
+  float* y = reinterpret_cast<float*>(shared_memory());
+  const std::int64_t at =
+      static_cast<std::int64_t>(row) * (query ? a.heads : a.cache.kv_heads) + head;
+  const float* x = query ? a.q + at * a.q_pitch : a.k + at * hd;
+  const float* norm = query ? a.q_norm : a.k_norm;
+  float inv = 0;
+  if (norm != nullptr) {
+    float sum = 0;
+    for (int d = lane % 16; d < hd; d += 16) sum = fmaf(x[d], x[d], sum);
+    sum = shuffle(add_sixteen(sum), 0);
+    inv = 1.0f / sqrtf(sum / static_cast<float>(hd) + a.eps);
+  }
+  for (int d = lane; d < hd; d += kLanes)
+    y[d] = norm != nullptr ? x[d] * inv * (norm[d] + a.offset) : x[d];
+  warp_sync();
+  const float* cos_sin = a.cos_sin + static_cast<std::int64_t>(row) * a.rotary;
+  const int half = a.rotary / 2;
+  for (int d = lane; d < half; d += kLanes) {
+    const float c = cos_sin[2 * d], s = cos_sin[2 * d + 1], p = y[d], q = y[d + half];
+    y[d] = p * c - q * s;
+    y[d + half] = q * c + p * s;
+  }
+  warp_sync();
+  if (query) {
+    for (int d = lane; d < hd; d += kLanes) a.q_out[at * hd + d] = y[d];
+    return;
+  }
+  const Place place = a.rows[row];
+  const std::int64_t to = vector_index(a.cache, place, head);
+  const std::int64_t head_at = (to - place.position) * hd;
+  float* v = y + hd;
+  for (int d = lane; d < hd; d += kLanes) v[d] = a.v[at * hd + d];
+  warp_sync();
+  const auto key = [&](int d) { return key_index(a.cache, place.position, d); };
+  if (!a.cache.fixed) {
+    float* keys = static_cast<float*>(a.cache.keys) + head_at;
+    float* values = static_cast<float*>(a.cache.values) + to * hd;
+    for (int d = lane; d < hd; d += kLanes) keys[key(d)] = y[d], values[d] = v[d];
+    return;
+  }
+  const float ks = store_fixed(y, hd, static_cast<std::int16_t*>(a.cache.keys) + head_at, key);
+  const float vs = store_fixed(v, hd, static_cast<std::int16_t*>(a.cache.values) + to * hd,
+                               [](int d) { return d; });
+  if (lane == 0) a.cache.key_scales[to] = ks, a.cache.value_scales[to] = vs;
+}
+
+// Eight dims of a key from their 16 (int16) or 32 bytes.
+__device__ __forceinline__ void load_eight(const void* keys, int fixed, std::int64_t at, float* k) {
+  if (fixed) {
+    const uint4 v = *reinterpret_cast<const uint4*>(static_cast<const std::int16_t*>(keys) + at);
+    const std::uint32_t words[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      k[2 * i] = static_cast<float>(static_cast<std::int16_t>(words[i] & 0xffff));
+      k[2 * i + 1] = static_cast<float>(static_cast<std::int16_t>(words[i] >> 16));
+    }
+  } else {
+    const float* p = static_cast<const float*>(keys) + at;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) k[i] = p[i];
+  }
+}
+
+__global__ void __launch_bounds__(kThreads) attend(const __grid_constant__ AttendArgs a) {
+  const int split = static_cast<int>(blockIdx.x), head = static_cast<int>(blockIdx.y),
+            row = static_cast<int>(blockIdx.z), tid = static_cast<int>(threadIdx.x);
+  const KvLayer& c = a.cache;
+  const int hd = c.head_dim, kv = head / (a.heads / c.kv_heads);
+  const Place place = a.rows[row];
+  const int begin = split * kSplit, past = place.position + 1 - begin;  // positions from begin on
+  if (past <= 0) return;
+  const int count = past < kSplit ? past : kSplit, blocks = (count + kBlock - 1) / kBlock;
+  float* q = reinterpret_cast<float*>(shared_memory());  // [head_dim]
+  float* score = q + hd;                                 // [512], later weights
+  float* shrink = score + kSplit;                        // [8], by block
+  float* sums = shrink + kSplit / kBlock;                // [16]
+  float* top = sums + 16;                                // [1]
+  const std::int64_t at = static_cast<std::int64_t>(row) * a.heads + head;
+  for (int d = tid; d < hd; d += kThreads) q[d] = a.q[at * hd + d];
+  block_sync();
+
+  const std::int64_t first = vector_index(c, {place.slot, begin}, kv);  // of scales and values
+  const std::int64_t head_at = (first - begin) * hd;
+  const float none = bits_float(static_cast<int>(0xff800000u));
+  for (int i = tid; i < blocks * kBlock; i += kThreads) {
+    float s = 0;
+    for (int d = 0; d < hd; d += 8) {
+      const std::int64_t from = head_at + key_index(c, begin + i, d);
+      float k[8];
+      load_eight(c.keys, c.fixed, from, k);
+#pragma unroll
+      for (int j = 0; j < 8; ++j) s = fmaf(q[d + j], k[j], s);
+    }
+    const float scale = c.fixed ? a.scale * c.key_scales[first + i] : a.scale;
+    score[i] = i < count ? s * scale + 0.0f : none;
+  }
+  block_sync();
+
+  if (tid < kLanes) {  // one warp: the blocks in order
+    float now = none, sum = 0;
+    for (int b = 0; b < blocks; ++b) {
+      float* s = score + b * kBlock;
+      float most = max_or(s[tid], s[tid + 32]);
+      for (int n = 16; n > 0; n /= 2) most = max_or(most, shuffle_xor(most, n));
+      const float next = most > now ? most : now;
+      const float less = now == none ? 0.0f : exp_cut(now - next);
+      warp_sync();
+      // Lane l adds positions l, l + 16, ... of the block in this order; lanes 16.. do the same.
+      sum = sum * less;
+      float e[4];
+      for (int i = 0; i < 4; ++i) {
+        e[i] = exp_cut(s[16 * i + tid % 16] - next);
+        sum = sum + e[i];
+      }
+      warp_sync();
+      for (int i = 0; i < 4; ++i) {
+        const int p = 16 * i + tid % 16;
+        if (tid < 16) s[p] = c.fixed ? e[i] * c.value_scales[first + b * kBlock + p] : e[i];
+      }
+      if (tid == 0) shrink[b] = less;
+      now = next;
+    }
+    sum = add_sixteen(sum);
+    if (tid == 0) sums[0] = sum, top[0] = now;
+  }
+  block_sync();
+
+  const bool alone = place.position < kSplit;  // the only split: nothing to combine
+  const int splits = a.splits;
+  float* part = a.parts + (at * splits + split) * (hd + 2);
+  if (!alone && tid == 0) part[0] = top[0], part[1] = sums[0];
+  for (int d = tid; d < hd; d += kThreads) {
+    float o = 0;
+    for (int b = 0; b < blocks; ++b) {
+      o = o * shrink[b];
+      const int n = count - b * kBlock < kBlock ? count - b * kBlock : kBlock;
+      const std::int64_t from = (first + b * kBlock) * hd + d;
+      const float* w = score + b * kBlock;
+      if (c.fixed) {
+        const std::int16_t* v = static_cast<const std::int16_t*>(c.values) + from;
+#pragma unroll 16
+        for (int r = 0; r < n; ++r)
+          o = fmaf(w[r], static_cast<float>(v[static_cast<std::int64_t>(r) * hd]), o);
+      } else {
+        const float* v = static_cast<const float*>(c.values) + from;
+        for (int r = 0; r < n; ++r) o = fmaf(w[r], v[static_cast<std::int64_t>(r) * hd], o);
+      }
+    }
+    if (!alone) {
+      part[2 + d] = o;
+      continue;
+    }
+    o = fmaf(1.0f, o, 0.0f) / sums[0];
+    if (a.gate != nullptr) o = o * sigmoid(a.gate[at * a.gate_pitch + d]);
+    a.out[at * hd + d] = o;
+  }
+}
+
+__global__ void __launch_bounds__(kThreads) combine(const __grid_constant__ AttendArgs a) {
+  const int head = static_cast<int>(blockIdx.x), row = static_cast<int>(blockIdx.y),
+            hd = a.cache.head_dim;
+  const int splits = (a.rows[row].position + kSplit) / kSplit;
+  if (splits == 1) return;  // attend has finished it
+  const std::int64_t at = static_cast<std::int64_t>(row) * a.heads + head;
+  const std::int64_t pitch = hd + 2;
+  const float* parts = a.parts + at * a.splits * pitch;
+  float top = parts[0], total = 0;
+  for (int i = 1; i < splits; ++i) top = parts[i * pitch] > top ? parts[i * pitch] : top;
+  for (int i = 0; i < splits; ++i)
+    total = fmaf(exp_cut(parts[i * pitch] - top), parts[i * pitch + 1], total);
+  for (int d = static_cast<int>(threadIdx.x); d < hd; d += kThreads) {
+    float o = 0;
+    for (int i = 0; i < splits; ++i)
+      o = fmaf(exp_cut(parts[i * pitch] - top), parts[i * pitch + 2 + d], o);
+    o = o / total;
+    if (a.gate != nullptr) o = o * sigmoid(a.gate[at * a.gate_pitch + d]);
+    a.out[at * hd + d] = o;
+  }
+}
+
+}  // namespace
+
+void launch_rope_cache(const Queue& q, const RopeArgs& a) {
+  const dim3 grid{static_cast<unsigned>(a.heads + a.cache.kv_heads), static_cast<unsigned>(a.m)};
+  launch(q, "rope_cache", rope_cache, grid, kLanes,
+         2 * sizeof(float) * static_cast<std::size_t>(a.cache.head_dim), a);
+}
+
+void launch_attention(const Queue& q, const AttendArgs& a) {
+  const dim3 grid{static_cast<unsigned>(a.splits), static_cast<unsigned>(a.heads),
+                  static_cast<unsigned>(a.m)};
+  const std::size_t shared =
+      sizeof(float) * static_cast<std::size_t>(a.cache.head_dim + kSplit + kSplit / kBlock + 32);
+  launch(q, "attend", attend, grid, kThreads, shared, a);
+  if (a.splits > 1)
+    launch(q, "combine", combine, dim3{static_cast<unsigned>(a.heads), static_cast<unsigned>(a.m)},
+           kThreads, 0, a);
+}
+
+}  // namespace nibble::NIBBLE_CUDA_NS

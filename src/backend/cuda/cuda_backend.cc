@@ -1,0 +1,136 @@
+#include "backend/cuda/cuda_backend.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "backend/cuda/failure.h"
+
+namespace nibble::NIBBLE_CUDA_NS {
+
+void device_failure(const std::string& text) { throw Error(text); }
+
+Block::Block(std::size_t bytes, const char* what) : size_(bytes) {
+  void* p = allocate(bytes);
+  if (p == nullptr) {
+    const Memory m = device_memory();
+    const auto mb = [](std::size_t n) { return static_cast<double>(n) / 1e6; };
+    fail(
+        "not enough device memory for {}: {:.1f} MB needed, {:.1f} of {:.1f} MB available; a "
+        "shorter --context, fewer slots or a smaller model would fit",
+        what, mb(bytes), mb(m.free), mb(m.total));
+  }
+  p_ = std::shared_ptr<void>(p, [](void* q) { release(q); });
+}
+
+CudaBackend::CudaBackend(int threads, int blocks, int schedule) : q_(open_queue()), pool_(threads) {
+  q_.blocks = blocks, q_.schedule = schedule;
+}
+CudaBackend::~CudaBackend() {
+  graphs_.clear();
+  scratch_.clear();
+  close_queue(q_);
+}
+
+std::string CudaBackend::describe() const {
+  std::string s = "cuda " + device_name() + fmt::format(", {} multiprocessors", q_.multiprocessors);
+  if (q_.blocks > 0) s += fmt::format(", {} blocks", q_.blocks);
+  if (q_.schedule > 0) s += fmt::format(", schedule {}", q_.schedule);
+  return s;
+}
+
+Backend::Buffer CudaBackend::alloc(std::size_t bytes) {
+  Block b(bytes, "a buffer");
+  auto* p = b.as<std::byte>();
+  return Buffer(p, [keep = std::move(b)](std::byte*) {});
+}
+bool CudaBackend::is_host() const { return q_.stream == nullptr; }  // the emulator has no stream
+void CudaBackend::upload(void* device, const void* host, std::size_t bytes) {
+  copy_in(q_, device, host, bytes);
+}
+void CudaBackend::download(void* host, const void* device, std::size_t bytes) {
+  copy_out(q_, host, device, bytes);
+}
+std::unique_ptr<Weight> CudaBackend::pack(const WeightSource& source, int pieces,
+                                          std::int64_t stack) {
+  return std::make_unique<CudaWeight>(source, pieces, stack, q_, pool_);
+}
+
+void* CudaBackend::scratch_bytes(const char* name, std::size_t bytes) {
+  Block& b = scratch_.try_emplace(name).first->second;
+  if (b.size() < bytes) {
+    require(recording_.empty(), "cuda: scratch memory '{}' grows while a graph is recorded", name);
+    wait(q_);         // nobody uses the old one any more
+    graphs_.clear();  // but graphs know its address
+    b = {};
+    b = Block(bytes, name);
+  }
+  return b.get();
+}
+
+const void* CudaBackend::host_bytes(const char* name, const void* host, std::size_t bytes) {
+  for (const Staged& s : staged_)
+    if (s.host == host && bytes <= s.bytes) return s.device;
+  require(recording_.empty(), "cuda: '{}' are not those of the step whose graph is recorded", name);
+  void* p = scratch_bytes(name, bytes);
+  copy_in(q_, p, host, bytes);
+  return p;
+}
+
+// The step's host arrays go to the device in one copy, to where the last step's were. A key that
+// comes for the second time (all scratch memory is there then) is recorded, later ones replayed.
+bool CudaBackend::begin_step(const Step& step, std::span<const std::uint64_t> key) {
+  staged_.clear(), recording_.clear();
+  std::vector<std::byte> all;
+  const auto stage = [&](const void* p, std::size_t bytes) {
+    if (bytes == 0) return;
+    staged_.push_back({p, bytes, nullptr});
+    const auto* from = static_cast<const std::byte*>(p);
+    all.insert(all.end(), from, from + bytes);
+    all.resize((all.size() + 15) / 16 * 16);
+  };
+  stage(step.ids.data(), step.ids.size_bytes());
+  stage(step.rows.data(), step.rows.size_bytes());
+  stage(step.picked.data(), step.picked.size_bytes());
+  constexpr std::size_t kRoom =
+      16384;  // of a step of 256 rows and more; never grows for small ones
+  auto* device = scratch<std::byte>("step", std::max(kRoom, all.size()));
+  copy_in(q_, device, all.data(), all.size());
+  for (Staged& s : staged_) s.device = device, device += (s.bytes + 15) / 16 * 16;
+  if (key.empty()) return false;
+  const Key k(key.begin(), key.end());
+  const auto known = graphs_.find(k);
+  if (known == graphs_.end()) {
+    graphs_.emplace(k, nullptr);
+  } else if (known->second == nullptr) {
+    recording_ = k;
+    begin_recording(q_);
+  } else {
+    staged_.clear();
+    replay(q_, *known->second);
+    return true;
+  }
+  return false;
+}
+
+void CudaBackend::end_step(bool failed) {
+  staged_.clear();
+  if (recording_.empty()) return;
+  const Key k = std::exchange(recording_, {});
+  const std::shared_ptr<Graph> g(end_recording(q_), destroy);
+  if (failed) return;
+  graphs_[k] = g;
+  replay(q_, *g);
+}
+
+void CudaBackend::gather(const float* src, const std::int32_t* rows, std::int64_t m,
+                         std::int64_t width, float* dst) {
+  launch_gather(q_, src, on_device("gathered rows", rows, m), static_cast<int>(m), width, dst);
+}
+
+void CudaBackend::embedding(const EmbeddingArgs& a) {
+  check(a);
+  launch_embedding(q_, static_cast<const CudaWeight&>(*a.w).matrix(), on_device("ids", a.ids, a.m),
+                   static_cast<int>(a.m), a.h);
+}
+
+}  // namespace nibble::NIBBLE_CUDA_NS

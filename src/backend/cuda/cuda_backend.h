@@ -1,0 +1,119 @@
+// The CUDA backend. Host half: arguments are checked, plans chosen, kernels launched (kernels.h).
+// Compiled twice: for the device, and for the emulator (emulate/emulate.h), whose bits are the
+// same.
+#pragma once
+#include <map>
+#include <memory>
+#include <vector>
+
+#include "backend/backend.h"
+#include "backend/cuda/kernels.h"
+#include "base/thread_pool.h"
+
+namespace nibble::NIBBLE_CUDA_NS {
+
+// Device memory, freed with it.
+class Block {
+ public:
+  Block() = default;
+  Block(std::size_t bytes, const char* what);  // throws Error saying what is needed and available
+  void* get() const { return p_.get(); }
+  template <class T>
+  T* as() const {
+    return static_cast<T*>(p_.get());
+  }
+  std::size_t size() const { return size_; }
+
+ private:
+  std::shared_ptr<void> p_;
+  std::size_t size_ = 0;
+};
+
+// A packed matrix (kernels.h says how).
+class CudaWeight final : public Weight {
+ public:
+  CudaWeight(const WeightSource& source, int pieces, std::int64_t stack, const Queue& q,
+             ThreadPool& pool);
+  const Matrix& matrix() const { return matrix_; }
+
+ private:
+  void pack_tile(const WeightRows& rows, std::int64_t first, std::int64_t count,
+                 std::uint8_t* codes, std::uint8_t* records) const;
+  Block codes_, scales_, plan_;
+  std::vector<Stage> stages_;
+  Matrix matrix_;
+};
+
+class CudaBackend final : public Backend {
+ public:
+  // threads: that pack weights. blocks, schedule: for tests (runtime.h, Queue).
+  explicit CudaBackend(int threads, int blocks = 0, int schedule = 0);
+  ~CudaBackend() override;
+  std::string describe() const override;
+  int threads() const override { return 1; }
+  Buffer alloc(std::size_t bytes) override;
+  bool is_host() const override;
+  void upload(void* device, const void* host, std::size_t bytes) override;
+  void download(void* host, const void* device, std::size_t bytes) override;
+  std::uint64_t available_memory() const override { return device_memory().free; }
+  bool begin_step(const Step& step, std::span<const std::uint64_t> key) override;
+  void end_step(bool failed) override;
+  std::unique_ptr<Weight> pack(const WeightSource& source, int pieces,
+                               std::int64_t stack = 1) override;
+  std::unique_ptr<KvCache> make_kv_cache(const KvShape& shape) override;
+  std::unique_ptr<DeltaState> make_delta_state(const DeltaShape& shape) override;
+  void gather(const float* src, const std::int32_t* rows, std::int64_t m, std::int64_t width,
+              float* dst) override;
+  void embedding(const EmbeddingArgs& a) override;
+  void linear(const LinearArgs& a) override;
+  void add_rmsnorm_linear(const AddRmsNormLinearArgs& a) override;
+  void rope_cache(const RopeCacheArgs& a) override;
+  void attention(const AttentionArgs& a) override;
+  void causal_conv(const CausalConvArgs& a) override;
+  void delta_rule(const DeltaRuleArgs& a) override;
+  void gated_rmsnorm_linear(const GatedRmsNormLinearArgs& a) override;
+  void router(const RouterArgs& a) override;
+  void experts(const ExpertsArgs& a) override;
+
+ private:
+  // At least `bytes` of device memory under this name, kept; the queue's order keeps its users
+  // apart.
+  template <class T>
+  T* scratch(const char* name, std::size_t count) {
+    return static_cast<T*>(scratch_bytes(name, count * sizeof(T)));
+  }
+  void* scratch_bytes(const char* name, std::size_t bytes);
+  // n values that the caller has on the host, on the device: where begin_step() put them, or
+  // copied.
+  template <class T>
+  const T* on_device(const char* name, const T* host, std::int64_t n) {
+    return static_cast<const T*>(host_bytes(name, host, static_cast<std::size_t>(n) * sizeof(T)));
+  }
+  const void* host_bytes(const char* name, const void* host, std::size_t bytes);
+  const Place* places(const RowPlace* rows, std::int64_t m) {
+    static_assert(sizeof(Place) == sizeof(RowPlace));
+    return on_device("row places", reinterpret_cast<const Place*>(rows), m);
+  }
+  // y = W x for a source of rows, whatever the weights' types and the plan.
+  void multiply(const Source& s, std::int64_t m, Activations activations,
+                std::span<const LinearOutput> outputs, Epilogue epilogue, Plan plan);
+  void multiply_kind(Source s, std::int64_t m, Activations activations,
+                     std::span<const LinearOutput> outputs, Epilogue epilogue, Plan plan,
+                     bool fixed);
+  Fixed fixed_rows(const char* name, std::int64_t rows, const Matrix& w);
+
+  Queue q_;
+  ThreadPool pool_;
+  std::map<std::string, Block, std::less<>> scratch_;
+  struct Staged {
+    const void* host;
+    std::size_t bytes;
+    const std::byte* device;
+  };
+  std::vector<Staged> staged_;  // of the step under way
+  using Key = std::vector<std::uint64_t>;
+  std::map<Key, std::shared_ptr<Graph>> graphs_;  // null: seen once, nothing kept yet
+  Key recording_;                                 // of the step that is being recorded
+};
+
+}  // namespace nibble::NIBBLE_CUDA_NS

@@ -1,0 +1,41 @@
+// What every kernel file includes: CUDA, or the emulator in its place (emulate/emulate.h). Kernels
+// use the names of ptx/device.cuh, threadIdx, blockIdx and gridDim, and dynamic shared memory only.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+#include "backend/cuda/runtime.h"
+
+#ifdef __CUDACC__
+#include "backend/cuda/ptx/device.cuh"
+#else
+#include "backend/cuda/emulate/device.h"
+#endif
+
+namespace nibble::NIBBLE_CUDA_NS {
+
+#ifdef __CUDACC__
+void check_launch(const char* kernel);
+void allow_shared(const void* kernel, std::size_t bytes);
+
+// Puts kernel(args...) in the queue: `grid` blocks of `threads`, each with `shared` bytes.
+template <class... P, class... A>
+void launch(const Queue& q, const char* name, void (*kernel)(P...), dim3 grid, unsigned threads,
+            std::size_t shared, const A&... args) {
+  if (shared > 48 * 1024) allow_shared(reinterpret_cast<const void*>(kernel), shared);
+  kernel<<<grid, threads, shared, static_cast<cudaStream_t>(q.stream)>>>(args...);
+  check_launch(name);
+}
+#else
+void submit(const Queue& q, std::function<void()> f);  // runs it, or records it
+
+template <class... P, class... A>
+void launch(const Queue& q, const char*, void (*kernel)(P...), dim3 grid, unsigned threads,
+            std::size_t shared, const A&... args) {
+  submit(q, [=, schedule = q.schedule] {
+    emulate::run(schedule, grid, threads, shared, [&] { kernel(args...); });
+  });
+}
+#endif
+
+}  // namespace nibble::NIBBLE_CUDA_NS

@@ -1,0 +1,128 @@
+// The emulated half of device.h: what kernels use of CUDA, in C++.
+#pragma once
+#include <cmath>
+#include <cstring>
+
+#include "backend/cuda/emulate/emulate.h"
+#include "base/half.h"
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define __grid_constant__
+#define threadIdx (::nibble::emulate::place().thread)
+#define blockIdx (::nibble::emulate::place().block)
+#define blockDim (::nibble::emulate::place().block_dim)
+#define gridDim (::nibble::emulate::place().grid)
+
+namespace nibble::NIBBLE_CUDA_NS {
+
+using dim3 = emulate::Dim;
+struct alignas(8) uint2 {
+  std::uint32_t x, y;
+};
+struct alignas(16) uint4 {
+  std::uint32_t x, y, z, w;
+};
+struct alignas(8) float2 {
+  float x, y;
+};
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
+inline float2 make_float2(float x, float y) { return {x, y}; }
+inline uint4 make_uint4(std::uint32_t x, std::uint32_t y, std::uint32_t z, std::uint32_t w) {
+  return {x, y, z, w};
+}
+
+inline char* shared_memory() { return emulate::shared_memory(); }
+inline void block_sync() { emulate::block_sync(); }
+inline void warp_sync() { emulate::warp_sync(); }
+
+template <class T>
+inline T from_word(std::uint32_t w) {
+  T x;
+  std::memcpy(&x, &w, 4);
+  return x;
+}
+template <class T>
+inline T shuffle(T x, int lane) {
+  std::uint32_t w;
+  std::memcpy(&w, &x, 4);
+  return from_word<T>(emulate::exchange(&w, 1)[lane & 31][0]);
+}
+template <class T>
+inline T shuffle_xor(T x, int mask) {
+  return shuffle(x, static_cast<int>((threadIdx.x & 31) ^ static_cast<unsigned>(mask)));
+}
+inline int warp_max(int x) {
+  std::uint32_t w = static_cast<std::uint32_t>(x);
+  const auto* all = emulate::exchange(&w, 1);
+  for (int i = 0; i < 32; ++i) x = std::max(x, static_cast<int>(all[i][0]));
+  return x;
+}
+inline int warp_add(int x) {
+  std::uint32_t w = static_cast<std::uint32_t>(x), sum = 0;
+  const auto* all = emulate::exchange(&w, 1);
+  for (int i = 0; i < 32; ++i) sum += all[i][0];
+  return static_cast<int>(sum);
+}
+inline int atomic_add(int* p, int x) {
+  const int old = *p;
+  *p += x;
+  return old;
+}
+
+inline void copy_async16(void* shared, const void* global) {
+  emulate::copy_async(shared, global, 16);
+}
+inline void copy_async_commit() { emulate::copy_async_commit(); }
+template <int Left>
+inline void copy_async_wait() {
+  emulate::copy_async_wait(Left);
+}
+
+// PTX ISA, "Matrix Fragments for mma.m16n8k32": of lane 4 g + t, a0..a3 hold row g, g + 8, g, g + 8
+// at columns 4 t (a0, a1) and 16 + 4 t (a2, a3); b0, b1 column g at rows 4 t and 16 + 4 t; c0..c3
+// row g columns 2 t, 2 t + 1, then row g + 8.
+template <class A>
+inline void mma(int (&c)[4], std::uint32_t a0, std::uint32_t a1, std::uint32_t a2, std::uint32_t a3,
+                std::uint32_t b0, std::uint32_t b1) {
+  const std::uint32_t mine[] = {a0, a1, a2, a3, b0, b1};
+  const auto* all = emulate::exchange(mine, 6);
+  const unsigned lane = threadIdx.x & 31, g = lane / 4, t = lane % 4;
+  const auto byte = [](std::uint32_t w, unsigned i) { return w >> (8 * i) & 255u; };
+  for (unsigned i = 0; i < 4; ++i) {
+    const unsigned column = 2 * t + i % 2;
+    int sum = c[i];
+    for (unsigned k = 0; k < 32; ++k) {
+      const unsigned from = k % 16 / 4;
+      const std::uint32_t a = byte(all[4 * g + from][k / 16 * 2 + i / 2], k % 4),
+                          b = byte(all[4 * column + from][4 + k / 16], k % 4);
+      sum += static_cast<int>(static_cast<A>(a)) * static_cast<int>(static_cast<std::int8_t>(b));
+    }
+    c[i] = sum;
+  }
+}
+inline void mma_u8s8(int (&c)[4], std::uint32_t a0, std::uint32_t a1, std::uint32_t a2,
+                     std::uint32_t a3, std::uint32_t b0, std::uint32_t b1) {
+  mma<std::uint8_t>(c, a0, a1, a2, a3, b0, b1);
+}
+inline void mma_s8s8(int (&c)[4], std::uint32_t a0, std::uint32_t a1, std::uint32_t a2,
+                     std::uint32_t a3, std::uint32_t b0, std::uint32_t b1) {
+  mma<std::int8_t>(c, a0, a1, a2, a3, b0, b1);
+}
+
+inline int float_bits(float x) {
+  int i;
+  std::memcpy(&i, &x, 4);
+  return i;
+}
+inline float bits_float(int i) { return from_word<float>(static_cast<std::uint32_t>(i)); }
+inline int round_int(float x) { return static_cast<int>(__builtin_rintf(x)); }
+inline float from_half(std::uint16_t h) { return half_to_float(h); }
+inline float from_bf16(std::uint16_t h) { return bits_float(static_cast<int>(h) << 16); }
+
+}  // namespace nibble::NIBBLE_CUDA_NS

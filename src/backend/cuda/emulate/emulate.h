@@ -1,0 +1,39 @@
+// Runs CUDA kernels on the host, so that their logic is tested where there is no GPU: the same .cu
+// sources, compiled by a C++ compiler. A thread of a block is a fiber that runs until it waits for
+// its warp or its block. Which block, warp and lane goes first is up to the schedule, so that a
+// result which depends on an order differs between schedules. Shared memory is filled with NaN
+// before each block, is as large as the launch said (AddressSanitizer sees a byte more), and
+// cp.async copies nothing before it is waited for. x86-64 only; one host thread.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+
+namespace nibble::emulate {
+
+struct Dim {
+  unsigned x = 1, y = 1, z = 1;
+};
+
+// Calls body() on every thread of every block. schedule 0: one block after the other, ascending; 1:
+// descending; others: a shuffle of its own, with up to 4 blocks side by side, whose warps and lanes
+// take turns at random. Throws Error when threads wait for ever (a barrier that not all reach), and
+// what body() throws.
+void run(int schedule, Dim grid, unsigned threads, std::size_t shared,
+         const std::function<void()>& body);
+
+// Of the thread that runs.
+struct Place {
+  Dim thread, block, block_dim, grid;
+};
+const Place& place();
+char* shared_memory();
+void block_sync();
+void warp_sync();
+// Every lane gives `words` (up to 12) 32-bit words and sees those of all 32: [lane][12].
+const std::uint32_t (*exchange(const std::uint32_t* words, int n))[12];
+void copy_async(void* shared, const void* global, unsigned bytes);
+void copy_async_commit();
+void copy_async_wait(int groups_left);  // at most so many of the latest groups may be under way
+
+}  // namespace nibble::emulate

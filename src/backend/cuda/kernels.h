@@ -1,0 +1,202 @@
+// The CUDA kernels' launchers and their arguments: plain data, device pointers.
+//
+// Every kernel follows the CPU's order of operations (docs/design.md, "The promise"), so that the
+// bits are the CPU's, whatever the grid, the number of rows or the plan.
+#pragma once
+#include <cstdint>
+
+#include "backend/cuda/runtime.h"
+
+namespace nibble::NIBBLE_CUDA_NS {
+
+inline constexpr int kTile = 16;    // rows of W a matrix instruction takes
+inline constexpr int kStage = 64;   // columns that share an activation scale (ops/pieces.h)
+inline constexpr int kMaxRows = 8;  // rows of x a block multiplies at once
+inline constexpr int kMaxOutputs = 4;
+inline constexpr int kMaxPieces = 8;
+
+enum Type : int { kInt4, kInt4Aff, kInt8, kF16, kBF16, kF32 };  // as WeightType
+
+// One activation block of K: 1 or 2 chunks of 32 columns, in 1 or 2 units (ops/pieces.h).
+struct Stage {
+  int column;  // first
+  int chunks;
+  int units;
+  int group;  // of the first chunk; the second unit's is the next
+};
+
+// A packed matrix: tiles of 16 rows; a tile is `stages` stages one after the other, a stage 64
+// columns (zeros past the end). Of lane 4 g + t, 16 bytes each:
+//   int4   word c of 0..3: row g (c even) or g + 8, chunk c / 2; byte j holds columns 4 t + j (low
+//          nibble) and 16 + 4 t + j (high): the fragment of mma.m16n8k32 after one AND
+//   int8   chunk 0, then at 512 bytes chunk 1: the fragment itself
+//   plain  part p of 16 bytes: [p][row][columns of the part]
+// and its scales [tile][group] records: 16 scales, then 16 offsets (int4-affine), fp16 or fp32.
+struct Matrix {
+  int type = kF16;
+  int scale_bytes = 2;  // of one scale
+  int stages = 0, stage_bytes = 0;
+  int groups = 0, record_bytes = 0;
+  int max_units = 1;
+  int entries = 1;  // pairs a stage adds to a row's sum (multiply.cuh)
+  int n = 0, k = 0;
+  int tiles = 0;  // of one matrix of the stack
+  int pieces = 1;
+  int piece_end[kMaxPieces] = {};  // stages
+  const std::uint8_t* codes = nullptr;
+  const std::uint8_t* scales = nullptr;
+  const Stage* plan = nullptr;
+};
+
+// Rounded rows: [row][stage][limb: high, low][t] 16 bytes, the fragments of mma's B; and per stage
+// the scale and the sums of q over its chunks.
+struct RowMeta {
+  float scale;
+  int sum[2];
+  int unused;
+};
+struct Fixed {
+  void* words = nullptr;    // 128 bytes a row and stage
+  RowMeta* meta = nullptr;  // [row][stage]
+};
+
+// Where rows of x come from.
+struct Source {
+  enum Kind : int { Plain, Norm, GatedNorm } kind = Plain;
+  const float* x = nullptr;      // [M, K]: x, residual or o
+  const float* other = nullptr;  // delta (may be null) or z
+  const float* weight = nullptr;
+  float eps = 0, offset = 0;
+  int k = 0, dim = 0;             // dim: of a head, GatedNorm
+  float* residual_out = nullptr;  // or null
+  float* normed = nullptr;        // or null
+};
+
+struct Product {
+  Matrix w;
+  const float* bias = nullptr;
+  float* y = nullptr;
+  std::int64_t ldy = 0;
+};
+
+// Rows of x that one block multiplies with one matrix of a stack.
+struct Task {
+  int matrix, rows;
+  int x[kMaxRows], y[kMaxRows];  // row of x, row of y
+};
+
+enum class Finish : int { Store, SwiGlu, Pieces };  // Pieces: y [row][piece][ldy], not added
+
+struct MultiplyArgs {
+  Source source;
+  int m = 0;
+  int int8 = 0;  // activations of 8 bits
+  Product out[kMaxOutputs];
+  int outputs = 0;
+  Finish finish = Finish::Store;
+  // Rows prepared before, or null: every block prepares them itself (m <= 8).
+  Fixed fixed;
+  const float* real = nullptr;  // [rows, K] for products in fp32
+  const Task* tasks = nullptr;  // of a mixture: block y's rows; null: rows 8 y ..
+  const int* task_count = nullptr;
+  int max_tasks = 0;
+  // Of the launch, chosen by launch_multiply:
+  int jobs = 0, round_stages = 0, slot_bytes = 0, entry_stride = 0, h_rows = 0;
+};
+
+// Whether m rows of this source can be prepared by every block itself.
+bool can_fuse(const Queue& q, const MultiplyArgs& a, bool fixed);
+// All products: with integer inputs (fixed), or in fp32.
+void launch_multiply(const Queue& q, MultiplyArgs a, bool fixed);
+// The same for many rows (prepared before, in `fixed`), where the weights allow it: the same bits.
+bool can_gemm(const MultiplyArgs& a);
+void launch_gemm(const Queue& q, MultiplyArgs a);
+// Rows of a source, prepared once: rounded into `fixed` (words not null), in fp32 into `real` (not
+// null). plan: of K and pieces.
+void launch_prepare(const Queue& q, const Source& s, int m, int int8, const Stage* plan, int stages,
+                    const Fixed& fixed, float* real);
+void launch_swiglu(const Queue& q, const float* gate, const float* up, std::int64_t n, float* y);
+void launch_embedding(const Queue& q, const Matrix& w, const int* ids, int m, float* h);
+void launch_gather(const Queue& q, const float* src, const int* rows, int m, std::int64_t width,
+                   float* dst);
+
+// One layer of a KV cache. Keys [slot][head][position / 64][head_dim / 8][64][8]: 16 bytes of int16
+// are 8 dims of a position, and positions lie side by side; values
+// [slot][head][position][head_dim]; scales (int16 only) [slot][head][position].
+struct KvLayer {
+  void *keys, *values;
+  float *key_scales, *value_scales;
+  int fixed;  // int16, else fp32
+  int kv_heads, head_dim, positions;
+};
+struct Place {  // as RowPlace
+  int slot, position;
+};
+struct RopeArgs {
+  const float *q, *k, *v;
+  const float *q_norm, *k_norm;  // or null
+  float offset, eps;
+  const float* cos_sin;
+  int m, heads, q_pitch, rotary;
+  const Place* rows;
+  KvLayer cache;
+  float* q_out;
+};
+void launch_rope_cache(const Queue& q, const RopeArgs& a);
+
+struct AttendArgs {
+  const float* q;
+  const float* gate;  // or null
+  int gate_pitch, m, heads;
+  float scale;
+  const Place* rows;
+  KvLayer cache;
+  float* out;
+  float* parts;  // [m][heads][splits][2 + head_dim]
+  int splits;    // of the longest row
+};
+void launch_attention(const Queue& q, const AttendArgs& a);
+
+// One layer of a gated delta net's state, as the CPU keeps it: conv [slot][tap][channel], oldest
+// first; rule [slot][head][value_dim / 16][key_dim][16].
+struct DeltaLayer {
+  float *conv, *rule;
+  int key_heads, value_heads, key_dim, value_dim, taps, channels;
+  std::int64_t conv_slot, rule_slot;  // floats of a slot
+};
+struct ConvArgs {
+  const float *u, *weight;
+  int m;
+  const Place* rows;
+  DeltaLayer state;
+  float* y;
+};
+void launch_conv(const Queue& q, const ConvArgs& a);
+struct RuleArgs {
+  const float *qkv, *a, *b, *a_log, *dt_bias;
+  float eps;
+  int m;
+  const Place* rows;
+  DeltaLayer state;
+  float* out;
+};
+void launch_delta_rule(const Queue& q, const RuleArgs& a);
+
+void launch_top_k(const Queue& q, const float* logits, int m, int experts, int k, int* ids,
+                  float* weights);
+// Groups the (token, slot) pairs of ids [m, k] by expert, up to 8 a task. In `up`, x is the token;
+// in `down`, the pair; y is the pair in both. Which task comes first is up to chance.
+void launch_group(const Queue& q, const int* ids, int m, int k, int experts, Task* up, Task* down,
+                  int* count);
+struct MixArgs {
+  const float* parts;         // [m * k][8][n]
+  const float* shared_parts;  // [m][8][n]
+  const int* ids;             // [m, k]: a token whose ids are no experts gets NaN
+  const float* weights;       // [m, k]
+  const float* shared;        // [m]
+  int m, k, n, experts;
+  float* y;  // [m, n]
+};
+void launch_mix(const Queue& q, const MixArgs& a);
+
+}  // namespace nibble::NIBBLE_CUDA_NS

@@ -1,0 +1,112 @@
+// linear, add_rmsnorm_linear, gated_rmsnorm_linear: which launches, in which plan.
+//
+// Up to 8 rows every block prepares x itself where it fits in shared memory (one launch); else rows
+// are prepared once. Which is faster is a matter of cost only: the bits are the same.
+#include <algorithm>
+
+#include "backend/cuda/cuda_backend.h"
+
+namespace nibble::NIBBLE_CUDA_NS {
+namespace {
+
+const Matrix& matrix(const LinearOutput& o) {
+  return static_cast<const CudaWeight&>(*o.w).matrix();
+}
+bool takes_integers(const LinearOutput& o, Activations a) {
+  return is_quantised(o.w->format().type) && a != Activations::Fp32;
+}
+
+// A block's own preparation costs each of them what one prepass costs once; a launch costs about as
+// much as preparing 16384 values.
+constexpr std::int64_t kWorthALaunch = 16384;
+
+}  // namespace
+
+Fixed CudaBackend::fixed_rows(const char* name, std::int64_t rows, const Matrix& w) {
+  const auto cells = static_cast<std::size_t>(rows * w.stages);
+  char* p = scratch<char>(name, cells * (128 + sizeof(RowMeta)));
+  return {p, reinterpret_cast<RowMeta*>(p + cells * 128)};
+}
+
+// Outputs that all take integers, or all fp32.
+void CudaBackend::multiply_kind(Source s, std::int64_t m, Activations activations,
+                                std::span<const LinearOutput> outputs, Epilogue epilogue, Plan plan,
+                                bool fixed) {
+  MultiplyArgs a;
+  a.source = s, a.m = static_cast<int>(m), a.int8 = activations == Activations::Int8;
+  for (const LinearOutput& o : outputs) a.out[a.outputs++] = {matrix(o), o.bias, o.y, o.ldy};
+  a.finish = epilogue == Epilogue::SwiGlu ? Finish::SwiGlu : Finish::Store;
+  const Matrix& w = a.out[0].w;
+  const bool as_it_is = !fixed && s.kind == Source::Plain;  // fp32, and nothing to make of x
+  const bool fused = !as_it_is && can_fuse(q_, a, fixed) &&
+                     (plan == Plan::Fused || (plan == Plan::Auto && m * w.k <= kWorthALaunch));
+  if (as_it_is) {
+    a.real = s.x;
+  } else if (!fused) {
+    if (fixed)
+      a.fixed = fixed_rows("rounded rows", m, w);
+    else
+      a.real = scratch<float>("prepared rows", static_cast<std::size_t>(m * w.k));
+    launch_prepare(q_, s, a.m, a.int8, w.plan, w.stages, a.fixed, const_cast<float*>(a.real));
+  }
+  if (fixed && m > kMaxRows && can_gemm(a))
+    launch_gemm(q_, a);
+  else
+    launch_multiply(q_, a, fixed);
+}
+
+void CudaBackend::multiply(const Source& s, std::int64_t m, Activations activations,
+                           std::span<const LinearOutput> outputs, Epilogue epilogue, Plan plan) {
+  std::vector<LinearOutput> by_kind[2];  // fp32, integers
+  for (const LinearOutput& o : outputs) by_kind[takes_integers(o, activations)].push_back(o);
+  const bool mixed = !by_kind[0].empty() && !by_kind[1].empty();
+  if (epilogue == Epilogue::SwiGlu && mixed) {  // no launch takes both: gate and up, then SwiGLU
+    const std::int64_t n = outputs[0].w->format().n;
+    const auto count = static_cast<std::size_t>(m * n);
+    LinearOutput both[2] = {outputs[0], outputs[1]};
+    float* const gate = scratch<float>("gate", count);
+    float* const up = scratch<float>("up", count);
+    float* const y = scratch<float>("gate x up", count);
+    both[0].y = gate, both[1].y = up, both[0].ldy = both[1].ldy = n;
+    multiply(s, m, activations, both, Epilogue::None, plan);
+    launch_swiglu(q_, gate, up, m * n, y);
+    for (std::int64_t i = 0; i < m; ++i)
+      copy_within(q_, outputs[0].y + i * outputs[0].ldy, y + i * n,
+                  static_cast<std::size_t>(n) * sizeof(float));
+    return;
+  }
+  Source once = s;
+  for (const bool fixed : {true, false}) {
+    if (by_kind[fixed].empty()) continue;
+    multiply_kind(once, m, activations, by_kind[fixed], epilogue, plan, fixed);
+    once.residual_out = once.normed = nullptr;  // written by the first launch
+  }
+}
+
+void CudaBackend::linear(const LinearArgs& a) {
+  check(a);
+  Source s;
+  s.x = a.x, s.k = static_cast<int>(a.k);
+  multiply(s, a.m, a.activations, a.outputs, a.epilogue, Plan::Auto);
+}
+
+void CudaBackend::add_rmsnorm_linear(const AddRmsNormLinearArgs& a) {
+  check(a);
+  Source s;
+  s.kind = Source::Norm, s.x = a.residual, s.other = a.delta, s.weight = a.weight;
+  s.eps = a.eps, s.offset = a.unit_offset ? 1.0f : 0.0f, s.k = static_cast<int>(a.k);
+  s.residual_out = a.residual_out, s.normed = a.normed;
+  if (a.outputs.empty())
+    return launch_prepare(q_, s, static_cast<int>(a.m), 0, nullptr, 0, {}, nullptr);
+  multiply(s, a.m, a.activations, a.outputs, a.epilogue, a.plan);
+}
+
+void CudaBackend::gated_rmsnorm_linear(const GatedRmsNormLinearArgs& a) {
+  check(a);
+  Source s;
+  s.kind = Source::GatedNorm, s.x = a.o, s.other = a.z, s.weight = a.weight, s.eps = a.eps;
+  s.k = static_cast<int>(a.heads * a.dim), s.dim = static_cast<int>(a.dim);
+  multiply(s, a.m, a.activations, a.outputs, Epilogue::None, Plan::Auto);
+}
+
+}  // namespace nibble::NIBBLE_CUDA_NS

@@ -1,0 +1,102 @@
+// Rows prepared once, for many blocks: the prepass of the fused operation, and the input of a
+// linear with many rows. One block a row, which it holds in shared memory: K floats.
+//
+// Also the row-wise odds and ends: SwiGLU of two matrices that one launch could not take together,
+// embedding, gather.
+#include "backend/cuda/prepare.cuh"
+
+namespace nibble::NIBBLE_CUDA_NS {
+namespace {
+
+constexpr int kThreads = 256;
+
+__global__ void __launch_bounds__(kThreads)
+    prepare(Source s, int int8, const Stage* plan, int stages, Fixed fixed, float* real) {
+  float* h = reinterpret_cast<float*>(shared_memory());
+  float* inv = h + s.k;
+  const int row = static_cast<int>(blockIdx.x);
+  load_rows(s, row, 1, h, inv, {0, s.k});
+  if (fixed.words != nullptr) round_rows(h, 1, s.k, int8, plan, stages, fixed, row);
+  if (real != nullptr)
+    for (int c = static_cast<int>(threadIdx.x); c < s.k; c += kThreads)
+      real[static_cast<std::int64_t>(row) * s.k + c] = h[c];
+}
+
+__global__ void __launch_bounds__(kThreads)
+    swiglu(const float* gate, const float* up, std::int64_t n, float* y) {
+  const std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (i < n) y[i] = silu(gate[i]) * up[i];
+}
+
+// One value of a matrix, column j of 64 of a stage.
+__device__ float element(const Matrix& w, const std::uint8_t* stage, const Stage& p,
+                         const std::uint8_t* records, int row, int j) {
+  if (w.type >= kF16) {
+    const int per = w.type == kF32 ? 4 : 8, bytes = 16 / per;
+    const std::uint8_t* at = stage + (j / per * kTile + row) * 16 + j % per * bytes;
+    if (w.type == kF32) return *reinterpret_cast<const float*>(at);
+    const auto bits = *reinterpret_cast<const std::uint16_t*>(at);
+    return w.type == kF16 ? from_half(bits) : from_bf16(bits);
+  }
+  const int chunk = j / 32, half = j / 16 % 2, t = j % 16 / 4, byte = j % 4;
+  const int lane = row % 8 * 4 + t;
+  const int group = p.group + (p.units == 2 ? chunk : 0);
+  const std::uint8_t* record = records + static_cast<std::int64_t>(group) * w.record_bytes;
+  const auto scale = [&](int i) {
+    return w.scale_bytes == 2 ? from_half(reinterpret_cast<const std::uint16_t*>(record)[i])
+                              : reinterpret_cast<const float*>(record)[i];
+  };
+  if (w.type == kInt8) {
+    const auto code =
+        static_cast<std::int8_t>(stage[chunk * 512 + lane * 16 + (half * 2 + row / 8) * 4 + byte]);
+    return static_cast<float>(code) * scale(row);
+  }
+  const int both = stage[lane * 16 + (chunk * 2 + row / 8) * 4 + byte];
+  const int code = half == 0 ? both & 15 : both >> 4;
+  if (w.type == kInt4) return static_cast<float>(code - 8) * scale(row);
+  return static_cast<float>(code) * scale(row) + scale(kTile + row);
+}
+
+__global__ void __launch_bounds__(kThreads) embedding(Matrix w, const int* ids, float* h) {
+  const int id = ids[blockIdx.x], tile = id / kTile, row = id % kTile;
+  const std::uint8_t* codes = w.codes + static_cast<std::int64_t>(tile) * w.stages * w.stage_bytes;
+  const std::uint8_t* records =
+      w.scales + static_cast<std::int64_t>(tile) * w.groups * w.record_bytes;
+  for (int i = static_cast<int>(threadIdx.x); i < w.stages * kStage; i += kThreads) {
+    const Stage p = w.plan[i / kStage];
+    const int j = i % kStage, c = p.column + j;
+    if (j < 32 * p.chunks && c < w.k)
+      h[static_cast<std::int64_t>(blockIdx.x) * w.k + c] = element(
+          w, codes + static_cast<std::int64_t>(i / kStage) * w.stage_bytes, p, records, row, j);
+  }
+}
+
+__global__ void __launch_bounds__(kThreads)
+    gather(const float* src, const int* rows, std::int64_t width, float* dst) {
+  const std::int64_t from = rows[blockIdx.x] * width, to = blockIdx.x * width;
+  for (std::int64_t c = threadIdx.x; c < width; c += kThreads) dst[to + c] = src[from + c];
+}
+
+unsigned blocks(std::int64_t n) { return static_cast<unsigned>(n); }
+
+}  // namespace
+
+void launch_prepare(const Queue& q, const Source& s, int m, int int8, const Stage* plan, int stages,
+                    const Fixed& fixed, float* real) {
+  const int runs = s.kind == Source::GatedNorm ? s.k / s.dim : 1;
+  launch(q, "prepare", prepare, dim3{blocks(m)}, kThreads,
+         static_cast<std::size_t>(s.k + runs) * sizeof(float), s, int8, plan, stages, fixed, real);
+}
+void launch_swiglu(const Queue& q, const float* gate, const float* up, std::int64_t n, float* y) {
+  launch(q, "swiglu", swiglu, dim3{blocks((n + kThreads - 1) / kThreads)}, kThreads, 0, gate, up, n,
+         y);
+}
+void launch_embedding(const Queue& q, const Matrix& w, const int* ids, int m, float* h) {
+  launch(q, "embedding", embedding, dim3{blocks(m)}, kThreads, 0, w, ids, h);
+}
+void launch_gather(const Queue& q, const float* src, const int* rows, int m, std::int64_t width,
+                   float* dst) {
+  launch(q, "gather", gather, dim3{blocks(m)}, kThreads, 0, src, rows, width, dst);
+}
+
+}  // namespace nibble::NIBBLE_CUDA_NS

@@ -1,0 +1,44 @@
+// The few calls of the CUDA runtime that the backend needs, on plain types: runtime.cu makes them,
+// emulate/runtime.cc stands in for them. Every call that fails throws Error.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+namespace nibble::NIBBLE_CUDA_NS {
+
+// A device and its one stream; what is put in it runs in order.
+struct Queue {
+  void* stream = nullptr;
+  int multiprocessors = 1;
+  std::size_t shared_limit = 0;  // bytes of shared memory a block may have
+  std::size_t shared_total = 0;  // bytes of shared memory of a multiprocessor
+  int blocks = 0;                // > 0: blocks of a launch over tiles, whatever the device (tests)
+  int schedule = 0;              // the emulator's order of blocks and warps
+};
+
+struct Graph;  // recorded launches
+
+std::string why_absent();  // empty where a device and a driver are there
+Queue open_queue();
+void close_queue(Queue& q);
+std::string device_name();
+struct Memory {
+  std::size_t free = 0, total = 0;
+};
+Memory device_memory();
+
+void* allocate(std::size_t bytes);  // null: not enough memory
+void release(void* p);
+void copy_in(const Queue& q, void* device, const void* host, std::size_t bytes);   // waits
+void copy_out(const Queue& q, void* host, const void* device, std::size_t bytes);  // waits
+void copy_within(const Queue& q, void* to, const void* from, std::size_t bytes);
+void clear(const Queue& q, void* p, std::size_t bytes);
+void wait(const Queue& q);
+
+void begin_recording(const Queue& q);
+Graph* end_recording(const Queue& q);
+void replay(const Queue& q, const Graph& g);
+void destroy(Graph* g);
+
+}  // namespace nibble::NIBBLE_CUDA_NS

@@ -1,0 +1,17 @@
+#include "cuda/emulated.h"
+
+#include "backend/cuda/cuda_backend.h"
+
+namespace nibble {
+
+std::unique_ptr<Backend> emulated_backend(int blocks, int schedule) {
+  return std::make_unique<cuda_emulated::CudaBackend>(1, blocks, schedule);
+}
+std::vector<std::unique_ptr<Backend>> emulated_backends() {
+  std::vector<std::unique_ptr<Backend>> v;
+  for (const auto& [blocks, schedule] : {std::pair{1, 0}, {0, 1}, {7, 2}})
+    v.push_back(emulated_backend(blocks, schedule));
+  return v;
+}
+
+}  // namespace nibble

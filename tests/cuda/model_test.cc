@@ -1,0 +1,52 @@
+// Whole models on the emulated CUDA kernels: the CPU's logits, bit for bit, for prompts in several
+// cuts and for sequences in company.
+#include <gtest/gtest.h>
+
+#include "cuda/emulated.h"
+#include "cuda/runner.h"
+
+namespace nibble {
+namespace {
+
+class EmulatedModel : public testing::TestWithParam<const char*> {};
+
+TEST_P(EmulatedModel, HasTheCpusBits) {
+  const auto checkpoint = Checkpoint::open(oracle::directory(GetParam()));
+  const auto ids = oracle::random_ids(40, 1);
+  for (const Activations a : {Activations::Int16, Activations::Fp32}) {
+    Runner cpu(*checkpoint, make_backend("cpu", 1), a, 2);
+    Runner cuda(*checkpoint, emulated_backend(5, 2), a, 2);
+    const std::vector<float> want = cpu.feed(0, ids, 40);
+    EXPECT_TRUE(oracle::same_bits(cuda.feed(0, ids, 40), want)) << "one step";
+    if (a == Activations::Fp32) continue;
+    EXPECT_TRUE(oracle::same_bits(cuda.feed(1, ids, 7), want)) << "in sevens";
+  }
+}
+
+TEST_P(EmulatedModel, DecodesInCompany) {
+  const auto checkpoint = Checkpoint::open(oracle::directory(GetParam()));
+  Runner cpu(*checkpoint, make_backend("cpu", 1), Activations::Int16, 3);
+  Runner cuda(*checkpoint, emulated_backend(0, 1), Activations::Int16, 3);
+  std::vector<std::vector<std::int32_t>> ids;
+  for (unsigned s = 0; s < 3; ++s) ids.push_back(oracle::random_ids(9, 10 + s));
+  for (std::size_t i = 0; i < 9; ++i) {  // slot 2 from the fourth step on, slot 0 until the sixth
+    std::vector<std::pair<int, std::vector<std::int32_t>>> of;
+    for (int s = 2; s >= 0; --s)
+      if ((s != 2 || i > 2) && (s != 0 || i < 6))
+        of.push_back({s, {ids[static_cast<std::size_t>(s)][i]}});
+    const std::vector<float> want = cpu.step(of);
+    ASSERT_TRUE(oracle::same_bits(cuda.step(of), want)) << "step " << i;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Oracles, EmulatedModel,
+                         testing::Values("tiny-llama", "tiny-qwen3_5", "tiny-qwen3_5-heads",
+                                         "tiny-qwen3_5-moe"),
+                         [](const auto& i) {
+                           std::string s = i.param;
+                           std::replace(s.begin(), s.end(), '-', '_');
+                           return s;
+                         });
+
+}  // namespace
+}  // namespace nibble
