@@ -17,7 +17,8 @@
 namespace nibble::oracle {
 
 inline std::filesystem::path directory(const std::string& name) {
-  // Carried to another machine (bench/gpu.sh), a test runs in the root of a tree that lies elsewhere.
+  // Carried to another machine (bench/gpu.sh), a test runs in the root of a tree that lies
+  // elsewhere.
   const std::filesystem::path data = NIBBLE_TEST_DATA;
   return (std::filesystem::exists(data) ? data : std::filesystem::path("tests/data")) / name;
 }

@@ -87,8 +87,7 @@ void step(Backend& b, DeltaState& state, const std::vector<const Inputs*>& of,
   }
 }
 
-Result feed(Backend& b, const Case& c, const Inputs& in, std::int64_t chunk,
-            std::int32_t slot) {
+Result feed(Backend& b, const Case& c, const Inputs& in, std::int64_t chunk, std::int32_t slot) {
   const auto state = b.make_delta_state(shape_of(c, 3));
   std::vector<Result> r(1);
   for (std::int64_t p = 0; p < c.length; p += chunk)

@@ -75,8 +75,8 @@ class MoeTest : public testing::TestWithParam<Case> {
   }
 
   // Tokens [first, first + m) of x, with the routing of all.
-  std::vector<float> mix(Backend& b, Activations act, const std::vector<float>& x,
-                         const Routed& r, std::int64_t first, std::int64_t m) const {
+  std::vector<float> mix(Backend& b, Activations act, const std::vector<float>& x, const Routed& r,
+                         std::int64_t first, std::int64_t m) const {
     const auto g = b.pack(gate, 1, c.experts), u = b.pack(up, 1, c.experts),
                d = b.pack(down, kRowParallelPieces, c.experts);
     const auto sg = b.pack(shared_gate, 1), su = b.pack(shared_up, 1),
