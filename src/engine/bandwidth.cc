@@ -19,8 +19,7 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// Reads every word. Eight chains, so that the loop waits for memory and not for the adder; what
-// follows is asked for far ahead, as kernels do, since the hardware's own streams end at every page.
+// Reads every word. Eight chains, so that the loop waits for memory and not for the adder.
 std::uint64_t sum_words(const std::uint64_t* p, std::size_t n) {
   std::uint64_t s[8] = {};
   for (std::size_t i = 0; i + 8 <= n; i += 8) {
