@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Nibble on a GPU machine without network: every figure and check that issue 6 asks for, in stages of
-# less than 8 minutes. On the machine that builds:
+# Nibble on a GPU machine without network: the checks and figures of the CUDA backend, in stages
+# of less than 8 minutes. On the machine that builds:
 #   bench/gpu.sh carry      build/ -> carry/: programs, the libraries they need, their loader
 # and on the GPU machine, in the root of the tree:
 #   bench/gpu.sh STAGE...   first verify sweep sanitize oracles fused model-27b model-35b [device]
