@@ -60,6 +60,13 @@ TEST(Usage, VersionNamesWhatItIsMadeOf) {
     EXPECT_THAT(o.out, HasSubstr(line));
 }
 
+TEST(Usage, NoGpuIsAClearError) {
+  const Outcome o = nibble({"run", tiny_model(), "-p", "a", "-n", "1", "--device", "cuda"});
+  if (o.code == 0) GTEST_SKIP() << "there is a GPU";
+  EXPECT_EQ(o.code, 1);
+  EXPECT_THAT(o.err, HasSubstr("--device cpu"));
+}
+
 TEST(Usage, WhatIsImpossibleIsTwo) {
   const std::string& m = tiny_model();
   expect_error(2, {}, "run, chat, ");
@@ -70,7 +77,7 @@ TEST(Usage, WhatIsImpossibleIsTwo) {
   expect_error(2, {"run", m}, "-p TEXT");
   expect_error(2, {"run", m, "-p", "a", "-f", "b"}, "-f FILE");
   expect_error(2, {"run", m, "-p", "a", "--activations", "int4"}, "int16");
-  expect_error(2, {"run", m, "-p", "a", "--device", "cuda"}, "cpu");
+  expect_error(2, {"run", m, "-p", "a", "--device", "tpu"}, "cpu");
   expect_error(2, {"run", m, "-p", "a", "--device", "cpu:mmx"}, "cpu:scalar");
   expect_error(2, {"run", m, "-p", "a", "--threads", "-1"}, "--threads");
   expect_error(2, {"run", m, "-p", "a", "--threads", "x"}, "--threads");
