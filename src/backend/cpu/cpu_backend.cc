@@ -80,9 +80,8 @@ std::string CpuBackend::describe() const {
 }
 
 Backend::Buffer CpuBackend::alloc(std::size_t bytes) {
-  Array<std::byte> a(bytes, "a buffer");
-  std::byte* p = a.data();
-  return Buffer(p, [keep = std::move(a)](std::byte*) {});
+  const auto a = allocate(bytes, "a buffer", false, false);
+  return Buffer(reinterpret_cast<std::byte*>(a.get()), [a](std::byte*) {});
 }
 void CpuBackend::upload(void* device, const void* host, std::size_t bytes) {
   std::memcpy(device, host, bytes);

@@ -66,10 +66,13 @@ struct Slab {
 
 }  // namespace
 
-std::shared_ptr<char> allocate(std::size_t bytes, const char* what, bool guard) {
+std::shared_ptr<char> allocate(std::size_t bytes, const char* what, bool guard, bool huge) {
   static Slab slab;
   const std::size_t used = std::max<std::size_t>(1, bytes);
-  Bytes p = guard ? guarded(used) : used > kSlab / 8 ? map_huge(used) : slab.take(used);
+  Bytes p = guard              ? guarded(used)
+            : !huge            ? map(used)
+            : used > kSlab / 8 ? map_huge(used)
+                               : slab.take(used);
   if (p == nullptr)
     fail("not enough memory for {}: {:.1f} MB needed", what, static_cast<double>(used) / 1e6);
   return p;

@@ -7,7 +7,9 @@ namespace nibble::cpu {
 
 // On a cache line's boundary, zero-filled and not resident until touched. guard: one unreadable
 // page before, and one right after the last byte (to 64). Throws Error naming `what` and the size.
-std::shared_ptr<char> allocate(std::size_t bytes, const char* what, bool guard);
+// huge: in pages of 2 MB where the system gives them, for what is read as a stream; scratch that
+// may stay mostly untouched takes small ones.
+std::shared_ptr<char> allocate(std::size_t bytes, const char* what, bool guard, bool huge = true);
 
 template <class T>
 class Array {
