@@ -70,9 +70,11 @@ stage_model-27b() { model qwen3.6-27b; }
 stage_model-35b() { model qwen3.6-35b-a3b; }
 
 [ $# -gt 0 ] || { sed -n 2,8p bench/gpu.sh; exit 2; }
+failed=0
 for stage in "$@"; do
   echo "=== $stage"
   begin=$SECONDS
-  if [ -n "${OUT:-}" ]; then "stage_$stage" 2>&1 | tee "$OUT/$stage.txt"; else "stage_$stage"; fi
+  ("stage_$stage") 2>&1 | tee "${OUT:-/tmp}/$stage.txt" || { failed=1; echo "=== $stage FAILED"; }
   echo "=== $stage: $((SECONDS - begin)) s"
 done
+exit "$failed"

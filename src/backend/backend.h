@@ -80,7 +80,7 @@ class Backend {
 // device: one of device_names() (others: Error naming those). threads: 0 = every core this process
 // may use.
 std::unique_ptr<Backend> make_backend(std::string_view device, int threads);
-std::vector<std::string> backend_names();  // in this build
+std::vector<std::string> backend_names();  // known; make_backend says which are not built
 // In this build and on this machine: "cpu", and "cpu:avx2" and the like, to measure or to compare
 // one instruction set (the bits are the same).
 std::vector<std::string> device_names();

@@ -22,9 +22,8 @@ using Clock = std::chrono::steady_clock;
 // Reads every word. Eight chains, so that the loop waits for memory and not for the adder.
 std::uint64_t sum_words(const std::uint64_t* p, std::size_t n) {
   std::uint64_t s[8] = {};
-  for (std::size_t i = 0; i + 8 <= n; i += 8) {
+  for (std::size_t i = 0; i + 8 <= n; i += 8)
     for (int j = 0; j < 8; ++j) s[j] += p[i + j];
-  }
   return s[0] + s[1] + s[2] + s[3] + s[4] + s[5] + s[6] + s[7];
 }
 

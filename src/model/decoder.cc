@@ -3,6 +3,7 @@
 // Llama, Mistral, Qwen2 and Qwen3: attention and MLP. Qwen3.5 and 3.6: gated delta nets and, every
 // few layers, gated attention; MLP or mixture of experts; norms times 1 + weight.
 #include <algorithm>
+#include <array>
 #include <cmath>
 
 #include "model/layers.h"
@@ -85,7 +86,13 @@ class Decoder final : public Model {
     backend_.upload(rope_, rope_host_.data(),
                     static_cast<std::size_t>(p.m * c_.rotary_dims()) * sizeof(float));
     p.rope = rope_, p.delta_out = delta_, p.h[0] = h_[0], p.h[1] = h_[1];
-    if (backend_.begin_step({a.ids, a.rows, a.logits_of}, step_key(a))) return;
+    constexpr std::size_t kKept = 8;  // rows; larger steps are not worth keeping
+    const auto key = step_key(a);
+    const bool keep = a.ids.size() <= kKept && !a.check_finite;
+    if (backend_.begin_step({a.ids, a.rows, a.logits_of},
+                            keep ? std::span<const std::uint64_t>(key)
+                                 : std::span<const std::uint64_t>()))
+      return;
     try {
       backend_.embedding({a.ids.data(), embedding_.get(), p.m, h_[0]});
       p.finite(0, "embedding", h_[0], p.m * c_.hidden);
@@ -105,10 +112,8 @@ class Decoder final : public Model {
   std::uint64_t scratch_bytes() const override { return kept_.scratch_bytes; }
 
  private:
-  // All that shapes a small step, besides ids and places. Larger ones are not worth keeping.
-  std::vector<std::uint64_t> step_key(const ForwardArgs& a) const {
-    constexpr std::size_t kKept = 8;  // rows
-    if (a.ids.size() > kKept || a.check_finite) return {};
+  // All that shapes a step, besides ids and places.
+  std::array<std::uint64_t, 8> step_key(const ForwardArgs& a) const {
     std::int32_t longest = 0;
     for (const RowPlace& r : a.rows) longest = std::max(longest, r.position);
     const auto address = [](const void* p) { return reinterpret_cast<std::uintptr_t>(p); };
