@@ -7,32 +7,9 @@
 # Output goes to the screen and, where $OUT is set, to $OUT/STAGE.txt.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-carry=carry
+. bench/carried.sh
 
-# A program of carry/, by its own loader and libraries where the machine's are too old.
-run() {
-  local program=$carry/bin/$1
-  shift
-  if [ -z "${direct:-}" ]; then
-    if "$carry/bin/nibble" --version >/dev/null 2>&1; then direct=yes; else direct=no; fi
-  fi
-  if [ "$direct" = yes ]; then "$program" "$@"
-  else
-    "$carry/lib/ld-linux-x86-64.so.2" \
-      --library-path "$carry/lib:/usr/lib/x86_64-linux-gnu:/usr/local/nvidia/lib64:/usr/lib64" "$program" "$@"
-  fi
-}
-
-stage_carry() {
-  local build=build
-  rm -rf "$carry" && mkdir -p "$carry/bin" "$carry/lib"
-  ninja -C "$build" nibble fused_cuda test_gpu
-  cp "$build/nibble" "$build/fused_cuda" "$build/tests/test_gpu" "$carry/bin/"
-  strip "$carry"/bin/*
-  for p in "$carry"/bin/*; do ldd "$p" | awk '$3 ~ /^\// {print $3} $1 ~ /^\// {print $1}'; done |
-    sort -u | xargs -I{} cp -L {} "$carry/lib/"
-  du -sh "$carry"
-}
+stage_carry() { carry_programs nibble fused_cuda tests/test_gpu; }
 
 stage_device() {
   nvidia-smi
@@ -69,12 +46,4 @@ model() {
 stage_model-27b() { model qwen3.6-27b; }
 stage_model-35b() { model qwen3.6-35b-a3b; }
 
-[ $# -gt 0 ] || { sed -n 2,8p bench/gpu.sh; exit 2; }
-failed=0
-for stage in "$@"; do
-  echo "=== $stage"
-  begin=$SECONDS
-  ("stage_$stage") 2>&1 | tee "${OUT:-/tmp}/$stage.txt" || { failed=1; echo "=== $stage FAILED"; }
-  echo "=== $stage: $((SECONDS - begin)) s"
-done
-exit "$failed"
+stages "$@"

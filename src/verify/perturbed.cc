@@ -30,6 +30,10 @@ template <std::size_t T, std::size_t A, std::size_t R>
 struct Tile {
   static auto from(const Kernels& k) { return k.tile[T][A][R]; }
 };
+template <std::size_t T, std::size_t A>
+struct Wide {
+  static auto from(const Kernels& k) { return k.wide[T][A]; }
+};
 struct Norm {
   static auto from(const Kernels& k) { return k.add_rmsnorm; }
 };
@@ -54,6 +58,10 @@ Kernels hooked() {
      ...);
   }
   (std::make_index_sequence<kTypes * kModes * kSizes>());
+  if (k.wide[0][0] != nullptr) [&]<std::size_t... At>(std::index_sequence<At...>) {
+      ((k.wide[At / 2][At % 2] = Hooked<I, Stage::Tile, Wide<At / 2, At % 2>>::call), ...);
+    }
+  (std::make_index_sequence<6>());
   k.add_rmsnorm = Hooked<I, Stage::Norm, Norm>::call;
   k.add = Hooked<I, Stage::Residual, Add>::call;
   k.prepare = Hooked<I, Stage::Prepare, Prepare>::call;

@@ -21,8 +21,8 @@ struct CpuBackend::Rows {
     const std::int64_t k = p.padded_k, chunks = k / kChunk;
     grow(sum, m * chunks);
     if (plain) grow(f, m * k);
-    if (fixed)
-      grow(lo, m * k), grow(hi, m * k), grow(q, m * k), grow(minus8, m * chunks),
+    if (fixed)  // WideFn reads a chunk more
+      grow(lo, m * k + kChunk), grow(hi, m * k + kChunk), grow(q, m * k), grow(minus8, m * chunks),
           grow(scale, m * p.blocks);
     grow(rows, m);
     for (std::int64_t i = 0; i < m; ++i) {
@@ -126,6 +126,10 @@ void CpuBackend::embedding(const EmbeddingArgs& a) {
   });
 }
 
+bool CpuBackend::wide(std::int64_t m, Activations a) const {
+  return m >= kMaxRows && a != Activations::Fp32 && kernels_.wide[0][0] != nullptr;
+}
+
 namespace {
 // With SwiGLU the second matrix has no tiles of its own: they go with the first one's.
 std::span<const LinearOutput> with_tiles(std::span<const LinearOutput> outputs, Epilogue e) {
@@ -139,15 +143,27 @@ void CpuBackend::multiply(const Rows& rows, std::int64_t m, std::span<const Line
                           Epilogue epilogue, Activations activations, std::int64_t begin,
                           std::int64_t end, std::int64_t ahead) const {
   const bool swiglu = epilogue == Epilogue::SwiGlu;
-  float y[kMaxRows * kTile], up[kMaxRows * kTile];
+  const bool many = wide(m, activations);
+  const int step = many ? kWideRows : kMaxRows;
+  float y[kWideRows * kTile], up[kWideRows * kTile];
   const auto run = [&](const LinearOutput& o, std::int64_t tile, std::int64_t next,
-                       std::int64_t row, int which, float* out) {
+                       std::int64_t row, int count, float* out) {
     const PackedWeight& w = packed(o);
-    kernels_.tile[static_cast<int>(w.format().type)][static_cast<int>(activations)][which](
-        w.tiles(), tile, row == 0 ? next : 0, rows.rows.data() + row, out);
+    const int type = static_cast<int>(w.format().type), mode = static_cast<int>(activations);
+    const XRow* x = rows.rows.data() + row;
+    if (many && is_quantised(w.format().type)) {
+      kernels_.wide[type][mode](w.tiles(), tile, row == 0 ? next : 0, x, count, out);
+    } else {
+      for (int r = 0; r < count;) {
+        const int left = count - r, which = left >= 8 ? 3 : left >= 4 ? 2 : left >= 2 ? 1 : 0;
+        kernels_.tile[type][mode][which](w.tiles(), tile, row + r == 0 ? next : 0, x + r,
+                                         out + r * kTile);
+        r += 1 << which;
+      }
+    }
     if (o.bias == nullptr) return;
     const std::int64_t n = std::min<std::int64_t>(kTile, w.format().n - tile * kTile);
-    for (int r = 0; r < 1 << which; ++r)
+    for (int r = 0; r < count; ++r)
       for (std::int64_t j = 0; j < n; ++j) out[r * kTile + j] += o.bias[tile * kTile + j];
   };
   std::int64_t first = 0;
@@ -158,14 +174,14 @@ void CpuBackend::multiply(const Rows& rows, std::int64_t m, std::span<const Line
       const std::int64_t tile = t - first,
                          columns = std::min<std::int64_t>(kTile, n - tile * kTile);
       for (std::int64_t row = 0; row < m;) {
-        const int which = m - row >= 8 ? 3 : m - row >= 4 ? 2 : m - row >= 2 ? 1 : 0;
-        run(o, tile, next, row, which, y);
+        const int count = static_cast<int>(std::min<std::int64_t>(m - row, step));
+        run(o, tile, next, row, count, y);
         if (swiglu) {
-          run(outputs[1], tile, next, row, which, up);
-          for (int r = 0; r < 1 << which; ++r)
+          run(outputs[1], tile, next, row, count, up);
+          for (int r = 0; r < count; ++r)
             kernels_.swiglu(y + r * kTile, up + r * kTile, y + r * kTile);
         }
-        for (int r = 0; r < 1 << which; ++r, ++row)
+        for (int r = 0; r < count; ++r, ++row)
           std::memcpy(o.y + row * o.ldy + tile * kTile, y + r * kTile,
                       static_cast<std::size_t>(columns) * sizeof(float));
       }
@@ -185,10 +201,11 @@ void CpuBackend::run_linear(std::int64_t m, std::int64_t k, Activations activati
     (as_integers ? fixed : plain) = true;
   }
   const KPlan& plan = packed(outputs[0]).plan();
+  const bool single = wide(m, activations);
   const auto row = [&](Rows& rows, int thread, std::int64_t i) {
     const float* x = prepare(thread, i);
     kernels_.prepare(x, k, plan.block_chunk.data(), plan.blocks, activations, fixed, plain,
-                     Rows::stride(i, m), rows.rows[static_cast<std::size_t>(i)]);
+                     single ? 1 : Rows::stride(i, m), rows.rows[static_cast<std::size_t>(i)]);
   };
   std::int64_t tiles = 0;
   for (const LinearOutput& o : with_tiles(outputs, epilogue)) tiles += packed(o).tile_count();
@@ -201,14 +218,14 @@ void CpuBackend::run_linear(std::int64_t m, std::int64_t k, Activations activati
   if (own_rows) {
     pool_.run([&](int thread) {
       Rows& rows = *rows_[static_cast<std::size_t>(thread)];
-      rows.resize(m, plan, fixed, plain);
+      rows.resize(m, plan, fixed, plain, single);
       for (std::int64_t i = 0; i < m; ++i) row(rows, thread, i);
       take(rows, thread);
     });
     return;
   }
   Rows& rows = *rows_[0];
-  rows.resize(m, plan, fixed, plain);
+  rows.resize(m, plan, fixed, plain, single);
   pool_.run([&](int thread) {
     const Part p = part(m, thread, pool_.size());
     for (std::int64_t i = p.begin; i < p.end; ++i) row(rows, thread, i);

@@ -1,4 +1,6 @@
 #include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include "backend/cpu/kernels.h"
 
@@ -11,12 +13,22 @@ bool has_avxvnni() {
   return __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a >> 4 & 1) != 0;
 }
 
-constexpr const char* kNames[kIsaCount] = {"scalar", "avx2", "avx-vnni", "avx512", "avx512-vnni"};
+// The matrix unit with 8-bit integers; its registers are the kernel's to grant, for good.
+bool has_amx() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0 || (d >> 24 & 3) != 3) return false;
+  constexpr int kRequestPermission = 0x1023, kTileData = 18;  // asm/prctl.h, arch/x86/xstate
+  static const bool granted = ::syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  return granted;
+}
 
-Kernels with(void (*dots)(Kernels&), Kernels lanes, Isa isa) {
-  lanes.name = isa_name(isa);
-  dots(lanes);
-  return lanes;
+constexpr const char* kNames[kIsaCount] = {"scalar", "avx2",        "avx-vnni",
+                                           "avx512", "avx512-vnni", "amx-int8"};
+
+Kernels with(void (*some)(Kernels&), Kernels others, Isa isa) {
+  others.name = isa_name(isa);
+  some(others);
+  return others;
 }
 
 }  // namespace
@@ -36,6 +48,8 @@ bool isa_supported(Isa isa) {
              __builtin_cpu_supports("avx512vl");
     case Isa::Avx512Vnni:
       return isa_supported(Isa::Avx512) && __builtin_cpu_supports("avx512vnni");
+    case Isa::AmxInt8:
+      return isa_supported(Isa::Avx512Vnni) && has_amx();
   }
   return false;
 }
@@ -55,6 +69,10 @@ const Kernels& kernels(Isa isa) {
       return avx512_kernels();
     case Isa::Avx512Vnni: {
       static const Kernels table = with(avx512vnni_dots, avx512_kernels(), isa);
+      return table;
+    }
+    case Isa::AmxInt8: {
+      static const Kernels table = with(amx_wide, kernels(Isa::Avx512Vnni), isa);
       return table;
     }
   }

@@ -56,6 +56,12 @@ struct TileWeight {
 using TileFn = void (*)(const TileWeight& w, std::int64_t tile, std::int64_t ahead, const XRow* x,
                         float* out);
 
+// The same for up to kWideRows rows whose words lie one after the other, lo and hi at one pitch;
+// 32 bytes behind the last row's may be read.
+inline constexpr int kWideRows = 32;
+using WideFn = void (*)(const TileWeight& w, std::int64_t tile, std::int64_t ahead, const XRow* x,
+                        int rows, float* out);
+
 // The same before pieces are added: row m's at out[m] [pieces][16].
 using PiecesFn = void (*)(const TileWeight& w, std::int64_t tile, const XRow* x, float* const* out);
 
@@ -96,6 +102,7 @@ struct DeltaTask {
 struct Kernels {
   const char* name;
   TileFn tile[6][3][4];  // [WeightType][Activations][rows: 1, 2, 4, 8]
+  WideFn wide[3][2];     // [quantised WeightType][int16, int8]: from 8 rows on; null: none
 
   // Rounds row x [k] as `plan` blocks it; `fixed`: integers, their words `stride` apart; `plain`:
   // fp32 copy.
@@ -142,13 +149,13 @@ struct Kernels {
 };
 
 // In the order of preference, the last first.
-enum class Isa : std::uint8_t { Scalar, Avx2, AvxVnni, Avx512, Avx512Vnni };
-inline constexpr int kIsaCount = 5;
+enum class Isa : std::uint8_t { Scalar, Avx2, AvxVnni, Avx512, Avx512Vnni, AmxInt8 };
+inline constexpr int kIsaCount = 6;
 
 bool isa_supported(Isa isa);      // by this CPU
 const Kernels& kernels(Isa isa);  // throws Error when not supported
 Isa best_isa();
-const char* isa_name(Isa isa);  // "scalar", "avx2", "avx-vnni", "avx512", "avx512-vnni"
+const char* isa_name(Isa isa);  // "scalar", "avx2", "avx-vnni", "avx512", "avx512-vnni", "amx-int8"
 
 const Kernels& scalar_kernels();
 const Kernels& avx2_kernels();
@@ -156,5 +163,6 @@ const Kernels& avx512_kernels();
 // Put their dot products in the table of the same lanes: AVX2's, AVX-512's.
 void avxvnni_dots(Kernels& k);
 void avx512vnni_dots(Kernels& k);
+void amx_wide(Kernels& k);  // beside those of AVX-512 VNNI
 
 }  // namespace nibble::cpu

@@ -6,8 +6,9 @@ set_property(SOURCE ${simd}/avx2.cc PROPERTY COMPILE_OPTIONS ${avx2})
 set_property(SOURCE ${simd}/avxvnni.cc PROPERTY COMPILE_OPTIONS ${avx2} -mavxvnni)
 set_property(SOURCE ${simd}/avx512.cc PROPERTY COMPILE_OPTIONS ${avx512})
 set_property(SOURCE ${simd}/avx512vnni.cc PROPERTY COMPILE_OPTIONS ${avx512} -mavx512vnni)
+set_property(SOURCE ${simd}/amx.cc PROPERTY COMPILE_OPTIONS ${avx512} -mavx512vnni -mamx-tile -mamx-int8)
 # GCC 12 takes the vector headers' own undefined values for a mistake of ours.
-foreach(set scalar avx2 avxvnni avx512 avx512vnni)
+foreach(set scalar avx2 avxvnni avx512 avx512vnni amx)
   set_property(SOURCE ${simd}/${set}.cc APPEND PROPERTY
     COMPILE_OPTIONS -Wno-maybe-uninitialized -Wno-uninitialized)
 endforeach()

@@ -104,29 +104,39 @@ inline void prefetch(const std::uint8_t* p, std::int64_t bytes) {
   for (std::int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(p + b, 0, 2);
 }
 
+// Brings what a thread streams next, up to the tile before `ahead`, while it works on tile t.
+struct Ahead {
+  const TileWeight& w;
+  std::int64_t bytes, scales, scale_bytes;
+  inline Ahead(const TileWeight& weight, std::int64_t t, std::int64_t ahead)
+      : w(weight),
+        bytes((ahead - t) * w.tile_bytes - kAhead),        // of this tile on
+        scales(kAhead * w.groups / w.tile_bytes * kTile),  // from those in use to the codes' own
+        scale_bytes(w.scales_f16 ? 2 : 4) {}
+  template <WeightType T>
+  inline void bring(const std::uint8_t* codes, const Unit& u, std::int64_t scale_at) const {
+    const std::int64_t offset = static_cast<std::int64_t>(u.chunk) * chunk_bytes(T);
+    if (offset >= bytes) return;
+    prefetch(codes + offset + kAhead, u.chunks * chunk_bytes(T));
+    if (is_quantised(T)) prefetch(w.scales + (scale_at + scales) * scale_bytes, 1);
+    if (T == WeightType::Int4Aff) prefetch(w.offsets + (scale_at + scales) * scale_bytes, 1);
+  }
+};
+
 template <WeightType T, Activations A, int MB>
 inline void sum_pieces(const TileWeight& w, std::int64_t t, std::int64_t ahead, const XRow* x,
                        F (*piece)[MB]) {
   const std::uint8_t* codes = w.codes + t * w.tile_bytes;
-  const std::int64_t ahead_bytes = (ahead - t) * w.tile_bytes - kAhead;  // of this tile on
-  // From the scales (and offsets) in use to those of the codes brought.
-  const std::int64_t scale_bytes = w.scales_f16 ? 2 : 4;
-  const std::int64_t ahead_scales = kAhead * w.groups / w.tile_bytes * kTile;
+  const Ahead next(w, t, ahead);
   const std::int64_t scales = t * w.groups * kTile;
   const Unit *u = w.units, *const end = u + w.unit_count;
   for (int p = 0; p < w.pieces; ++p) {
     F acc[MB];
     for (int m = 0; m < MB; ++m) acc[m] = f_zero();
     for (; u != end && u->piece == p; ++u) {
-      const std::int64_t offset = static_cast<std::int64_t>(u->chunk) * chunk_bytes(T);
-      const std::uint8_t* at = codes + offset;
+      const std::uint8_t* at = codes + static_cast<std::int64_t>(u->chunk) * chunk_bytes(T);
       const std::int64_t scale_at = scales + static_cast<std::int64_t>(u->group) * kTile;
-      if (offset < ahead_bytes) {
-        prefetch(at + kAhead, u->chunks * chunk_bytes(T));
-        if (is_quantised(T)) prefetch(w.scales + (scale_at + ahead_scales) * scale_bytes, 1);
-        if (T == WeightType::Int4Aff)
-          prefetch(w.offsets + (scale_at + ahead_scales) * scale_bytes, 1);
-      }
+      next.bring<T>(codes, *u, scale_at);
       if (u->chunks == 2)
         add_unit<T, A, MB, 2>(w, at, *u, scale_at, x, acc);
       else
@@ -136,12 +146,12 @@ inline void sum_pieces(const TileWeight& w, std::int64_t t, std::int64_t ahead, 
   }
 }
 
-// The sum ends in piece[0].
+// The sum of the first `rows` ends in piece[0].
 template <int MB>
-inline void add_pieces(F (*piece)[MB], int pieces) {
+inline void add_pieces(F (*piece)[MB], int pieces, int rows = MB) {
   for (int n = pieces; n > 1; n /= 2)
     for (int i = 0; i < n / 2; ++i)
-      for (int m = 0; m < MB; ++m) piece[i][m] = f_add(piece[2 * i][m], piece[2 * i + 1][m]);
+      for (int m = 0; m < rows; ++m) piece[i][m] = f_add(piece[2 * i][m], piece[2 * i + 1][m]);
 }
 
 template <WeightType T, Activations A, int MB>
