@@ -21,6 +21,7 @@ stage_first() {
   run test_gpu --gtest_filter='*tiny_llama'
   run nibble verify --device cuda --shape 256x2048,8704x5120 --activations int16
   run fused_cuda 256x2048 8704x5120 34816x5120
+  NIBBLE_CUDA_OVERLAP=0 run fused_cuda 256x2048 8704x5120 34816x5120
 }
 stage_verify() { run nibble verify --device cuda --quick; }
 stage_sweep() { timeout 470 bash bench/gpu.sh sweep-now || echo "sweep: stopped, exit $?"; }

@@ -30,6 +30,10 @@ class Backend {
   virtual int threads() const = 0;           // 1 where that means nothing
 
   virtual Buffer alloc(std::size_t bytes) = 0;
+  // Host memory, for what download() writes again and again: a device may copy there faster.
+  virtual Buffer alloc_host(std::size_t bytes) {
+    return Buffer(new std::byte[bytes], [](std::byte* p) { delete[] p; });
+  }
   virtual bool is_host() const = 0;  // its memory is the host's: download() may be left out
   virtual void upload(void* device, const void* host, std::size_t bytes) = 0;
   virtual void download(void* host, const void* device, std::size_t bytes) = 0;

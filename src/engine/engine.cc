@@ -44,7 +44,7 @@ struct Engine::Impl {
   std::vector<RowPlace> rows;
   Backend::Buffer logits;
   std::size_t logits_rows = 0;
-  std::vector<float> host_logits;
+  Backend::Buffer host_logits;
 };
 
 Engine::Engine(const Checkpoint& checkpoint, const EngineOptions& options)
@@ -117,7 +117,7 @@ std::span<const float> Engine::forward(std::span<const Input> inputs) {
   if (e.logits_rows < e.logits_of.size()) {
     e.logits = {};
     e.logits = e.backend->alloc(count * sizeof(float));
-    if (!e.backend->is_host()) e.host_logits.resize(count);
+    if (!e.backend->is_host()) e.host_logits = e.backend->alloc_host(count * sizeof(float));
     e.logits_rows = e.logits_of.size();
   }
   try {
@@ -137,8 +137,8 @@ std::span<const float> Engine::forward(std::span<const Input> inputs) {
     e.state->advance(in.slot, static_cast<std::int64_t>(in.tokens.size()));
   if (count == 0) return {};
   if (e.backend->is_host()) return {reinterpret_cast<const float*>(e.logits.get()), count};
-  e.backend->download(e.host_logits.data(), e.logits.get(), count * sizeof(float));
-  return {e.host_logits.data(), count};
+  e.backend->download(e.host_logits.get(), e.logits.get(), count * sizeof(float));
+  return {reinterpret_cast<const float*>(e.host_logits.get()), count};
 }
 
 std::int64_t Engine::truncate(int slot, std::int64_t n) {

@@ -43,6 +43,7 @@ __device__ __forceinline__ float store_fixed(const float* x, int n, std::int16_t
 }
 
 __global__ void __launch_bounds__(kLanes) rope_cache(const __grid_constant__ RopeArgs a) {
+  start_next(), await_last();
   const int lane = static_cast<int>(threadIdx.x), row = static_cast<int>(blockIdx.y),
             hd = a.cache.head_dim;
   const bool query = static_cast<int>(blockIdx.x) < a.heads;
@@ -111,6 +112,7 @@ __device__ __forceinline__ void load_eight(const void* keys, int fixed, std::int
 }
 
 __global__ void __launch_bounds__(kThreads) attend(const __grid_constant__ AttendArgs a) {
+  start_next(), await_last();
   const int split = static_cast<int>(blockIdx.x), head = static_cast<int>(blockIdx.y),
             row = static_cast<int>(blockIdx.z), tid = static_cast<int>(threadIdx.x);
   const KvLayer& c = a.cache;
@@ -206,6 +208,7 @@ __global__ void __launch_bounds__(kThreads) attend(const __grid_constant__ Atten
 }
 
 __global__ void __launch_bounds__(kThreads) combine(const __grid_constant__ AttendArgs a) {
+  start_next(), await_last();
   const int head = static_cast<int>(blockIdx.x), row = static_cast<int>(blockIdx.y),
             hd = a.cache.head_dim;
   const int splits = (a.rows[row].position + kSplit) / kSplit;

@@ -24,6 +24,7 @@ Block::Block(std::size_t bytes, const char* what) : size_(bytes) {
 
 CudaBackend::CudaBackend(int threads, int blocks, int schedule) : q_(open_queue()), pool_(threads) {
   q_.blocks = blocks, q_.schedule = schedule;
+  post_ = alloc_host(kPostBytes);
 }
 CudaBackend::~CudaBackend() {
   graphs_.clear();
@@ -43,9 +44,20 @@ Backend::Buffer CudaBackend::alloc(std::size_t bytes) {
   auto* p = b.as<std::byte>();
   return Buffer(p, [keep = std::move(b)](std::byte*) {});
 }
+Backend::Buffer CudaBackend::alloc_host(std::size_t bytes) {
+  return Buffer(static_cast<std::byte*>(allocate_pinned(bytes)),
+                [](std::byte* p) { release_pinned(p); });
+}
 bool CudaBackend::is_host() const { return q_.stream == nullptr; }  // the emulator has no stream
 void CudaBackend::upload(void* device, const void* host, std::size_t bytes) {
-  copy_in(q_, device, host, bytes);
+  if (bytes > kPostBytes / 4) return copy_in(q_, device, host, bytes);
+  if (posted_ + bytes > kPostBytes) {
+    wait(q_);
+    posted_ = 0;
+  }
+  std::memcpy(post_.get() + posted_, host, bytes);
+  copy_in_later(q_, device, post_.get() + posted_, bytes);
+  posted_ += (bytes + 15) / 16 * 16;
 }
 void CudaBackend::download(void* host, const void* device, std::size_t bytes) {
   copy_out(q_, host, device, bytes);
@@ -72,7 +84,7 @@ const void* CudaBackend::host_bytes(const char* name, const void* host, std::siz
     if (s.host == host && bytes <= s.bytes) return s.device;
   require(recording_.empty(), "cuda: '{}' are not those of the step whose graph is recorded", name);
   void* p = scratch_bytes(name, bytes);
-  copy_in(q_, p, host, bytes);
+  upload(p, host, bytes);
   return p;
 }
 
@@ -94,7 +106,7 @@ bool CudaBackend::begin_step(const Step& step, std::span<const std::uint64_t> ke
   constexpr std::size_t kRoom =
       16384;  // of a step of 256 rows and more; never grows for small ones
   auto* device = scratch<std::byte>("step", std::max(kRoom, all.size()));
-  copy_in(q_, device, all.data(), all.size());
+  upload(device, all.data(), all.size());
   for (Staged& s : staged_) s.device = device, device += (s.bytes + 15) / 16 * 16;
   if (key.empty()) return false;
   const Key k(key.begin(), key.end());

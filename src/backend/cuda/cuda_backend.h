@@ -52,6 +52,7 @@ class CudaBackend final : public Backend {
   std::string describe() const override;
   int threads() const override { return 1; }
   Buffer alloc(std::size_t bytes) override;
+  Buffer alloc_host(std::size_t bytes) override;
   bool is_host() const override;
   void upload(void* device, const void* host, std::size_t bytes) override;
   void download(void* host, const void* device, std::size_t bytes) override;
@@ -104,6 +105,10 @@ class CudaBackend final : public Backend {
 
   Queue q_;
   ThreadPool pool_;
+  // Small uploads pass through here, so that the host need not wait for them.
+  static constexpr std::size_t kPostBytes = std::size_t{1} << 20;
+  Buffer post_;
+  std::size_t posted_ = 0;
   std::map<std::string, Block, std::less<>> scratch_;
   struct Staged {
     const void* host;

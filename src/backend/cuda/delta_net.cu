@@ -24,6 +24,7 @@ __device__ __forceinline__ int run_length(const Place* rows, int first, int m) {
 }
 
 __global__ void __launch_bounds__(kThreads) conv(const __grid_constant__ ConvArgs a) {
+  start_next(), await_last();
   const int first = static_cast<int>(blockIdx.y), count = run_length(a.rows, first, a.m);
   const int c = static_cast<int>(blockIdx.x * kThreads + threadIdx.x), channels = a.state.channels;
   if (count == 0 || c >= channels) return;
@@ -51,6 +52,7 @@ struct Row {
 };
 
 __global__ void __launch_bounds__(32 * kRuleWarps) delta_rule(const __grid_constant__ RuleArgs a) {
+  start_next(), await_last();
   const DeltaLayer& s = a.state;
   const int first = static_cast<int>(blockIdx.y), count = run_length(a.rows, first, a.m);
   if (count == 0) return;

@@ -23,7 +23,14 @@ template <class... P, class... A>
 void launch(const Queue& q, const char* name, void (*kernel)(P...), dim3 grid, unsigned threads,
             std::size_t shared, const A&... args) {
   if (shared > 48 * 1024) allow_shared(reinterpret_cast<const void*>(kernel), shared);
-  kernel<<<grid, threads, shared, static_cast<cudaStream_t>(q.stream)>>>(args...);
+  cudaLaunchAttribute overlap;
+  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  overlap.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t c{};
+  c.gridDim = grid, c.blockDim = threads, c.dynamicSmemBytes = shared;
+  c.stream = static_cast<cudaStream_t>(q.stream);
+  c.attrs = &overlap, c.numAttrs = q.overlap ? 1 : 0;
+  cudaLaunchKernelEx(&c, kernel, args...);
   check_launch(name);
 }
 #else

@@ -68,6 +68,7 @@ struct Sums {
 
 template <int R, bool Pieces>
 __global__ void __launch_bounds__(kThreads, 1) gemm(const __grid_constant__ MultiplyArgs a) {
+  start_next(), await_last();
   const int tid = static_cast<int>(threadIdx.x), lane = tid % 32, warp = tid / 32, g = lane / 4,
             t = lane % 4;
   const Matrix& first = a.out[0].w;

@@ -11,6 +11,7 @@ constexpr int kThreads = 256, kLanes = 32;
 // One warp a token. NaN is never above another value; the first expert left is, where it is NaN.
 __global__ void __launch_bounds__(kLanes)
     top_k(const float* all, int experts, int k, int* ids, float* weights) {
+  start_next(), await_last();
   const int lane = static_cast<int>(threadIdx.x);
   const float* logits = all + static_cast<std::int64_t>(blockIdx.x) * experts;
   ids += static_cast<std::int64_t>(blockIdx.x) * k,
@@ -51,6 +52,7 @@ __global__ void __launch_bounds__(kLanes)
 // One block; a thread an expert, which looks at every pair.
 __global__ void __launch_bounds__(kThreads)
     group(const int* ids, int m, int k, int experts, Task* up, Task* down, int* count) {
+  start_next(), await_last();
   int* tasks = reinterpret_cast<int*>(shared_memory());
   if (threadIdx.x == 0) *tasks = 0;
   block_sync();
@@ -75,6 +77,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 __global__ void __launch_bounds__(kThreads) mix(const __grid_constant__ MixArgs a) {
+  start_next(), await_last();
   const int token = static_cast<int>(blockIdx.y),
             c = static_cast<int>(blockIdx.x * kThreads + threadIdx.x);
   if (c >= a.n) return;

@@ -122,8 +122,10 @@ template <int Octets>  // 0: in fp32
 __global__ void __launch_bounds__(kThreads, 2) multiply(const __grid_constant__ MultiplyArgs a) {
   constexpr int kRing = kRingOf<Octets>;
   const int tid = static_cast<int>(threadIdx.x), warp = tid / 32, stages = a.out[0].w.stages;
+  start_next();
   const Task* task = nullptr;
   if (a.tasks != nullptr) {
+    await_last();  // for the tasks
     if (static_cast<int>(blockIdx.y) >= *a.task_count) return;
     task = a.tasks + blockIdx.y;
   }
@@ -137,6 +139,7 @@ __global__ void __launch_bounds__(kThreads, 2) multiply(const __grid_constant__ 
 
   Stream<kRing> stream(a, ring, task != nullptr ? task->matrix : 0, job_begin, job_end);
   for (int i = 0; i + 1 < kRing; ++i) stream.bring();  // one stage more is in use
+  await_last();
 
   Rows rows{task != nullptr ? task->rows : a.m - static_cast<int>(blockIdx.y) * kMaxRows,
             static_cast<int>(blockIdx.y) * kMaxRows, task != nullptr ? task->x : nullptr};

@@ -12,6 +12,7 @@ constexpr int kThreads = 256;
 
 __global__ void __launch_bounds__(kThreads)
     prepare(Source s, int int8, const Stage* plan, int stages, Fixed fixed, float* real) {
+  start_next(), await_last();
   float* h = reinterpret_cast<float*>(shared_memory());
   float* inv = h + s.k;
   const int row = static_cast<int>(blockIdx.x);
@@ -24,6 +25,7 @@ __global__ void __launch_bounds__(kThreads)
 
 __global__ void __launch_bounds__(kThreads)
     swiglu(const float* gate, const float* up, std::int64_t n, float* y) {
+  start_next(), await_last();
   const std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (i < n) y[i] = silu(gate[i]) * up[i];
 }
@@ -58,6 +60,7 @@ __device__ float element(const Matrix& w, const std::uint8_t* stage, const Stage
 }
 
 __global__ void __launch_bounds__(kThreads) embedding(Matrix w, const int* ids, float* h) {
+  start_next(), await_last();
   const int id = ids[blockIdx.x], tile = id / kTile, row = id % kTile;
   const std::uint8_t* codes = w.codes + static_cast<std::int64_t>(tile) * w.stages * w.stage_bytes;
   const std::uint8_t* records =
@@ -73,6 +76,7 @@ __global__ void __launch_bounds__(kThreads) embedding(Matrix w, const int* ids, 
 
 __global__ void __launch_bounds__(kThreads)
     gather(const float* src, const int* rows, std::int64_t width, float* dst) {
+  start_next(), await_last();
   const std::int64_t from = rows[blockIdx.x] * width, to = blockIdx.x * width;
   for (std::int64_t c = threadIdx.x; c < width; c += kThreads) dst[to + c] = src[from + c];
 }

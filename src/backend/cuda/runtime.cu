@@ -1,5 +1,7 @@
 #include <cuda_runtime.h>
 
+#include <cstdlib>
+#include <cstring>
 #include <stdexcept>
 
 #include "backend/cuda/device.h"
@@ -46,6 +48,8 @@ Queue open_queue() {
   check(cudaStreamCreateWithFlags(&s, cudaStreamNonBlocking), "stream");
   Queue q;
   q.stream = s, q.multiprocessors = p.multiProcessorCount;
+  const char* overlap = std::getenv("NIBBLE_CUDA_OVERLAP");  // 0: to measure what it gives
+  q.overlap = p.major >= 9 && (overlap == nullptr || std::strcmp(overlap, "0") != 0);
   q.shared_limit = p.sharedMemPerBlockOptin, q.shared_total = p.sharedMemPerMultiprocessor;
   return q;
 }
@@ -76,9 +80,19 @@ void* allocate(std::size_t bytes) {
   return p;
 }
 void release(void* p) { cudaFree(p); }
+void* allocate_pinned(std::size_t bytes) {
+  void* p = nullptr;
+  check(cudaMallocHost(&p, bytes > 0 ? bytes : 1), "pinned memory");
+  return p;
+}
+void release_pinned(void* p) { cudaFreeHost(p); }
 void copy_in(const Queue& q, void* device, const void* host, std::size_t bytes) {
-  check(cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, stream(q)), "copy to device");
+  copy_in_later(q, device, host, bytes);
   wait(q);
+}
+void copy_in_later(const Queue& q, void* device, const void* pinned, std::size_t bytes) {
+  check(cudaMemcpyAsync(device, pinned, bytes, cudaMemcpyHostToDevice, stream(q)),
+        "copy to device");
 }
 void copy_out(const Queue& q, void* host, const void* device, std::size_t bytes) {
   check(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, stream(q)),

@@ -15,6 +15,7 @@ struct Queue {
   std::size_t shared_total = 0;  // bytes of shared memory of a multiprocessor
   int blocks = 0;                // > 0: blocks of a launch over tiles, whatever the device (tests)
   int schedule = 0;              // the emulator's order of blocks and warps
+  bool overlap = false;          // launches may begin before the last one ends (ptx/device.cuh)
 };
 
 struct Graph;  // recorded launches
@@ -30,8 +31,12 @@ Memory device_memory();
 
 void* allocate(std::size_t bytes);  // null: not enough memory
 void release(void* p);
+void* allocate_pinned(std::size_t bytes);  // of the host; the device copies it by itself
+void release_pinned(void* p);
 void copy_in(const Queue& q, void* device, const void* host, std::size_t bytes);   // waits
 void copy_out(const Queue& q, void* host, const void* device, std::size_t bytes);  // waits
+// From pinned memory, which stays as it is until wait().
+void copy_in_later(const Queue& q, void* device, const void* pinned, std::size_t bytes);
 void copy_within(const Queue& q, void* to, const void* from, std::size_t bytes);
 void clear(const Queue& q, void* p, std::size_t bytes);
 void wait(const Queue& q);

@@ -1,6 +1,8 @@
 // Dot products of codes with integers of x, exact, for AVX2 and AVX-512 with and without VNNI: the
 // vector headers say what V is. Codes: kernels.h, TileWeight; a vector of a chunk is 64 bytes, of
-// which a half takes its part. Included after the vector header.
+// which a half takes its part. H halves go together, sum i being that of row i / H and half i % H:
+// all of them where there is one row, whose words they share, else one. Included after the vector
+// header.
 namespace nibble::cpu {
 namespace {
 
@@ -10,30 +12,35 @@ namespace {
 constexpr int kPairsFrom = 3;
 inline V add_pairs(V sum, V x, V y) { return v_dpwssd(sum, x, y); }
 
-template <int L, int MB, int Chunks>
+template <int L, int MB, int Chunks, int H>
 inline void add_bytes(const std::uint8_t* codes, const XRow* x, std::int64_t k0, V* sum) {
   // Even and odd quads apart where registers allow: shorter dependency chains.
-  constexpr int kWays = 2 * L * MB <= kRegisters / 2 ? 2 : 1;
+  constexpr int kSums = MB * H, kWays = 2 * L * kSums <= kRegisters / 2 ? 2 : 1;
   const V nibble = v_set8(15);
-  V lo[MB][2], hi[MB][2];
-  for (int m = 0; m < MB; ++m) lo[m][0] = sum[m], lo[m][1] = hi[m][0] = hi[m][1] = v_zero();
+  V lo[kSums][2], hi[kSums][2];
+  for (int i = 0; i < kSums; ++i) lo[i][0] = sum[i], lo[i][1] = hi[i][0] = hi[i][1] = v_zero();
   for (int v = 0; v < Chunks * 4; ++v) {
-    const V w = v_load(codes + v * 64);
-    const V w0 = v_and(w, nibble), w1 = v_and(v_shr16(w, 4), nibble);
+    V w0[H], w1[H];
+    for (int h = 0; h < H; ++h) {
+      const V w = v_load(codes + v * 64 + h * 32);
+      w0[h] = v_and(w, nibble), w1[h] = v_and(v_shr16(w, 4), nibble);
+    }
     for (int m = 0; m < MB; ++m) {
       const std::int64_t k = k0 + v * 8;
-      V &lo1 = lo[m][kWays - 1], &hi1 = hi[m][kWays - 1];
-      lo[m][0] = v_dpbusd(lo[m][0], w0, word(lo_word<MB>(x, m, k)));
-      lo1 = v_dpbusd(lo1, w1, word(lo_word<MB>(x, m, k + 4)));
-      if (L == 2) {
-        hi[m][0] = v_dpbusd(hi[m][0], w0, word(x[m].hi + k));
-        hi1 = v_dpbusd(hi1, w1, word(x[m].hi + k + 4));
+      for (int h = 0; h < H; ++h) {
+        V &lo1 = lo[m * H + h][kWays - 1], &hi1 = hi[m * H + h][kWays - 1];
+        lo[m * H + h][0] = v_dpbusd(lo[m * H + h][0], w0[h], word(lo_word<MB>(x, m, k)));
+        lo1 = v_dpbusd(lo1, w1[h], word(lo_word<MB>(x, m, k + 4)));
+        if (L == 2) {
+          hi[m * H + h][0] = v_dpbusd(hi[m * H + h][0], w0[h], word(x[m].hi + k));
+          hi1 = v_dpbusd(hi1, w1[h], word(x[m].hi + k + 4));
+        }
       }
     }
   }
-  for (int m = 0; m < MB; ++m) {
-    sum[m] = v_add(lo[m][0], lo[m][1]);
-    if (L == 2) sum[m] = v_add(sum[m], v_shl(v_add(hi[m][0], hi[m][1]), 8));
+  for (int i = 0; i < kSums; ++i) {
+    sum[i] = v_add(lo[i][0], lo[i][1]);
+    if (L == 2) sum[i] = v_add(sum[i], v_shl(v_add(hi[i][0], hi[i][1]), 8));
   }
 }
 #else
@@ -42,28 +49,35 @@ inline V add_pairs(V sum, V x, V y) { return v_add(sum, v_madd(x, y)); }
 
 // A chunk is 8 steps of 4 columns; a 16-bit lane takes 8 sums of at most 2 * 15 * 128 = 3840,
 // which stays below 32767.
-template <int L, int MB, int Chunks>
+template <int L, int MB, int Chunks, int H>
 inline void add_bytes(const std::uint8_t* codes, const XRow* x, std::int64_t k0, V* sum) {
+  constexpr int kSums = MB * H;
   const V nibble = v_set8(15), ones = v_set16(1);
   for (int c = 0; c < Chunks; ++c) {
-    V lo[MB], hi[MB];
-    for (int m = 0; m < MB; ++m) lo[m] = hi[m] = v_zero();
+    V lo[kSums], hi[kSums];
+    for (int i = 0; i < kSums; ++i) lo[i] = hi[i] = v_zero();
     for (int v = 0; v < 4; ++v) {
-      const V w = v_load(codes + c * 256 + v * 64);
-      const V w0 = v_and(w, nibble), w1 = v_and(v_shr16(w, 4), nibble);
+      V w0[H], w1[H];
+      for (int h = 0; h < H; ++h) {
+        const V w = v_load(codes + c * 256 + v * 64 + h * 32);
+        w0[h] = v_and(w, nibble), w1[h] = v_and(v_shr16(w, 4), nibble);
+      }
+      const auto add = [](V& to, V codes_, V xs) { to = v_add16(to, v_maddubs(codes_, xs)); };
       for (int m = 0; m < MB; ++m) {
         const std::int64_t k = k0 + c * 32 + v * 8;
-        lo[m] = v_add16(lo[m], v_maddubs(w0, word(lo_word<MB>(x, m, k))));
-        lo[m] = v_add16(lo[m], v_maddubs(w1, word(lo_word<MB>(x, m, k + 4))));
-        if (L == 2) {
-          hi[m] = v_add16(hi[m], v_maddubs(w0, word(x[m].hi + k)));
-          hi[m] = v_add16(hi[m], v_maddubs(w1, word(x[m].hi + k + 4)));
+        for (int h = 0; h < H; ++h) {
+          add(lo[m * H + h], w0[h], word(lo_word<MB>(x, m, k)));
+          add(lo[m * H + h], w1[h], word(lo_word<MB>(x, m, k + 4)));
+          if (L == 2) {
+            add(hi[m * H + h], w0[h], word(x[m].hi + k));
+            add(hi[m * H + h], w1[h], word(x[m].hi + k + 4));
+          }
         }
       }
     }
-    for (int m = 0; m < MB; ++m) {
-      sum[m] = v_add(sum[m], v_madd(lo[m], ones));
-      if (L == 2) sum[m] = v_add(sum[m], v_shl(v_madd(hi[m], ones), 8));
+    for (int i = 0; i < kSums; ++i) {
+      sum[i] = v_add(sum[i], v_madd(lo[i], ones));
+      if (L == 2) sum[i] = v_add(sum[i], v_shl(v_madd(hi[i], ones), 8));
     }
   }
 }
@@ -82,53 +96,61 @@ inline void add_int4_pairs(const std::uint8_t* codes, const XRow* x, std::int64_
   }
 }
 
+template <int MB>
+inline constexpr int kTogether = MB == 1 ? kHalves : 1;
+
 template <int L, int MB, int Chunks, bool Centred>
 inline void dot_int4(const std::uint8_t* codes, const XRow* x, std::int64_t k0, I* s) {
-  for (int h = 0; h < kHalves; ++h) {
-    V sum[MB];
-    for (int m = 0; m < MB; ++m) sum[m] = v_zero();
+  constexpr int H = kTogether<MB>;
+  for (int first = 0; first < kHalves; first += H) {
+    V sum[MB * H];
+    for (int i = 0; i < MB * H; ++i) sum[i] = v_zero();
     if (Centred)
       for (int c = 0; c < Chunks; ++c)
-        for (int m = 0; m < MB; ++m)
-          sum[m] = v_add(sum[m], word(minus8_word<MB>(x, m, k0 / kChunk + c)));
+        for (int i = 0; i < MB * H; ++i)
+          sum[i] = v_add(sum[i], word(minus8_word<MB>(x, i / H, k0 / kChunk + c)));
     if constexpr (L == 1 || MB < kPairsFrom)
-      add_bytes<L, MB, Chunks>(codes + h * 32, x, k0, sum);
+      add_bytes<L, MB, Chunks, H>(codes + first * 32, x, k0, sum);
     else
-      add_int4_pairs<MB, Chunks>(codes + h * 32, x, k0, sum);
-    for (int m = 0; m < MB; ++m) half(s[m], h) = sum[m];
+      add_int4_pairs<MB, Chunks>(codes + first * 32, x, k0, sum);
+    for (int i = 0; i < MB * H; ++i) half(s[i / H], first + i % H) = sum[i];
   }
 }
 
 template <int L, int MB, int Chunks>
 inline void dot_int8(const std::uint8_t* codes, const XRow* x, std::int64_t k0, I* s) {
-  for (int h = 0; h < kHalves; ++h) {
-    V sum[MB];
-    for (int m = 0; m < MB; ++m) sum[m] = v_zero();
+  constexpr int H = kTogether<MB>;
+  for (int first = 0; first < kHalves; first += H) {
+    V sum[MB * H];
+    for (int i = 0; i < MB * H; ++i) sum[i] = v_zero();
+    const auto code = [&](int v, int h) { return v_load(codes + v * 64 + (first + h) * 32); };
 #ifdef NIBBLE_VNNI
     if constexpr (L == 1) {  // signed codes as code + 128 (one xor), less 128 times the sum of q
       const V bias = v_set8(0x80);
       for (int c = 0; c < Chunks; ++c)
-        for (int m = 0; m < MB; ++m)
-          sum[m] = v_add(sum[m], v_shl(word(minus8_word<MB>(x, m, k0 / kChunk + c)), 4));
-      for (int v = 0; v < Chunks * 8; ++v) {
-        const V w = v_xor(v_load(codes + v * 64 + h * 32), bias);
-        for (int m = 0; m < MB; ++m)
-          sum[m] = v_dpbusd(sum[m], w, word(lo_word<MB>(x, m, k0 + v * 4)));
-      }
-      for (int m = 0; m < MB; ++m) half(s[m], h) = sum[m];
+        for (int i = 0; i < MB * H; ++i)
+          sum[i] = v_add(sum[i], v_shl(word(minus8_word<MB>(x, i / H, k0 / kChunk + c)), 4));
+      for (int v = 0; v < Chunks * 8; ++v)
+        for (int h = 0; h < H; ++h) {
+          const V w = v_xor(code(v, h), bias);
+          for (int m = 0; m < MB; ++m)
+            sum[m * H + h] = v_dpbusd(sum[m * H + h], w, word(lo_word<MB>(x, m, k0 + v * 4)));
+        }
+      for (int i = 0; i < MB * H; ++i) half(s[i / H], first + i % H) = sum[i];
       continue;
     }
 #endif
-    for (int v = 0; v < Chunks * 8; ++v) {
-      const V w = v_load(codes + v * 64 + h * 32);
-      const V even = v_sar16(v_shl16(w, 8), 8), odd = v_sar16(w, 8);
-      for (int m = 0; m < MB; ++m) {
-        const std::int64_t k = k0 + v / 2 * 8 + v % 2 * 2;
-        sum[m] = add_pairs(sum[m], even, word(q_word<MB>(x, m, k)));
-        sum[m] = add_pairs(sum[m], odd, word(q_word<MB>(x, m, k + 4)));
+    for (int v = 0; v < Chunks * 8; ++v)
+      for (int h = 0; h < H; ++h) {
+        const V w = code(v, h), even = v_sar16(v_shl16(w, 8), 8), odd = v_sar16(w, 8);
+        for (int m = 0; m < MB; ++m) {
+          const std::int64_t k = k0 + v / 2 * 8 + v % 2 * 2;
+          V& to = sum[m * H + h];
+          to = add_pairs(add_pairs(to, even, word(q_word<MB>(x, m, k))), odd,
+                         word(q_word<MB>(x, m, k + 4)));
+        }
       }
-    }
-    for (int m = 0; m < MB; ++m) half(s[m], h) = sum[m];
+    for (int i = 0; i < MB * H; ++i) half(s[i / H], first + i % H) = sum[i];
   }
 }
 

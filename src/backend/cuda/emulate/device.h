@@ -40,6 +40,8 @@ inline uint4 make_uint4(std::uint32_t x, std::uint32_t y, std::uint32_t z, std::
 inline char* shared_memory() { return emulate::shared_memory(); }
 inline void block_sync() { emulate::block_sync(); }
 inline void warp_sync() { emulate::warp_sync(); }
+inline void start_next() {}  // one launch after the other
+inline void await_last() {}
 
 template <class T>
 inline T from_word(std::uint32_t w) {

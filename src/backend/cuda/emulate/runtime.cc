@@ -41,8 +41,13 @@ void* allocate(std::size_t bytes) {
   return p;
 }
 void release(void* p) { std::free(p); }
+void* allocate_pinned(std::size_t bytes) { return allocate(bytes); }
+void release_pinned(void* p) { release(p); }
 void copy_in(const Queue&, void* device, const void* host, std::size_t bytes) {
   std::memcpy(device, host, bytes);
+}
+void copy_in_later(const Queue& q, void* device, const void* pinned, std::size_t bytes) {
+  copy_in(q, device, pinned, bytes);
 }
 void copy_out(const Queue&, void* host, const void* device, std::size_t bytes) {
   std::memcpy(host, device, bytes);
