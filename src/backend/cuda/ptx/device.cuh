@@ -14,10 +14,11 @@ __device__ __forceinline__ char* shared_memory() {
 __device__ __forceinline__ void block_sync() { __syncthreads(); }
 __device__ __forceinline__ void warp_sync() { __syncwarp(); }
 
-// Launches overlap where the device can (Hopper on): start_next() lets the next launch's blocks come
-// while this one runs; await_last(), in every thread of every kernel, before anything that another
-// launch writes is read and before anything is written, waits until the launch before is complete.
-// That one did the same, so all before it are. What nobody writes (weights) may be read earlier.
+// Launches overlap where the device can (Hopper on): start_next() lets the next launch's blocks
+// come while this one runs; await_last(), in every thread of every kernel, before anything that
+// another launch writes is read and before anything is written, waits until the launch before is
+// complete. That one did the same, so all before it are. What nobody writes (weights) may be read
+// earlier.
 __device__ __forceinline__ void start_next() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;");
