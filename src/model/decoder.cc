@@ -89,9 +89,8 @@ class Decoder final : public Model {
     constexpr std::size_t kKept = 8;  // rows; larger steps are not worth keeping
     const auto key = step_key(a);
     const bool keep = a.ids.size() <= kKept && !a.check_finite;
-    if (backend_.begin_step({a.ids, a.rows, a.logits_of},
-                            keep ? std::span<const std::uint64_t>(key)
-                                 : std::span<const std::uint64_t>()))
+    if (backend_.begin_step({a.ids, a.rows, a.logits_of}, keep ? std::span<const std::uint64_t>(key)
+                                                               : std::span<const std::uint64_t>()))
       return;
     try {
       backend_.embedding({a.ids.data(), embedding_.get(), p.m, h_[0]});
