@@ -100,7 +100,8 @@ inline void add_unit(const TileWeight& w, const std::uint8_t* codes, const Unit&
 // many misses as cover memory's latency, and the hardware's own streams end at every page.
 constexpr std::int64_t kAhead = 16384;  // bytes of codes
 
-inline void prefetch(const std::uint8_t* p, std::int64_t bytes) {
+// Always inline: GCC takes a function that only prefetches for one without effect, and drops calls.
+[[gnu::always_inline]] inline void prefetch(const std::uint8_t* p, std::int64_t bytes) {
   for (std::int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(p + b, 0, 2);
 }
 
@@ -114,7 +115,8 @@ struct Ahead {
         scales(kAhead * w.groups / w.tile_bytes * kTile),  // from those in use to the codes' own
         scale_bytes(w.scales_f16 ? 2 : 4) {}
   template <WeightType T>
-  inline void bring(const std::uint8_t* codes, const Unit& u, std::int64_t scale_at) const {
+  [[gnu::always_inline]] inline void bring(const std::uint8_t* codes, const Unit& u,
+                                           std::int64_t scale_at) const {
     const std::int64_t offset = static_cast<std::int64_t>(u.chunk) * chunk_bytes(T);
     if (offset >= bytes) return;
     prefetch(codes + offset + kAhead, u.chunks * chunk_bytes(T));
