@@ -28,13 +28,16 @@ class HashedWeight final : public WeightSource {
     const std::int64_t k = format_.k, groups = format_.groups();
     out.codes.resize(static_cast<std::size_t>(count * k));
     out.scales.resize(static_cast<std::size_t>(count * groups));
-    std::uint64_t x = seed_ * 0x9e3779b97f4a7c15u + static_cast<std::uint64_t>(row) + 1;
-    for (auto& c : out.codes) {
+    std::uint64_t x = 0;
+    for (std::int64_t i = 0; i < count * k; ++i) {
+      if (i % k == 0)  // a row's values do not depend on how many are read at once
+        x = seed_ * 0x9e3779b97f4a7c15u + static_cast<std::uint64_t>(row + i / k) + 1;
       x ^= x << 13, x ^= x >> 7, x ^= x << 17;
-      c = static_cast<std::uint8_t>(x & 15);
+      out.codes[static_cast<std::size_t>(i)] = static_cast<std::uint8_t>(x & 15);
     }
-    for (std::size_t i = 0; i < out.scales.size(); ++i)
-      out.scales[i] = static_cast<float>(static_cast<int>(i % 29) - 14) / 16384.0f;
+    for (std::int64_t i = 0; i < count * groups; ++i)
+      out.scales[static_cast<std::size_t>(i)] =
+          static_cast<float>((row * groups + i) % 29 - 14) / 16384.0f;
   }
 
  private:

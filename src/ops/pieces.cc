@@ -21,6 +21,7 @@ KPlan plan_k(std::int64_t k, int group, int pieces) {
           group);
   KPlan p{.k = k, .padded_k = (k + kChunk - 1) / kChunk * kChunk, .pieces = pieces};
   for (int i = 0; i < pieces; ++i) {
+    const std::int32_t before = p.blocks;
     const auto first = static_cast<std::int32_t>((piece_begin(k, pieces, i) + kChunk - 1) / kChunk);
     const auto last =
         static_cast<std::int32_t>((piece_begin(k, pieces, i + 1) + kChunk - 1) / kChunk);
@@ -31,7 +32,12 @@ KPlan plan_k(std::int64_t k, int group, int pieces) {
       if (!new_block && p.units.back().group == g)
         ++p.units.back().chunks;
       else
-        p.units.push_back({c, 1, g, p.blocks - 1, i});
+        p.units.push_back({c, 1, g, p.blocks - 1, i, 0});
+    }
+    auto unit = p.units.rbegin();
+    for (int blocks = p.blocks - before, s = segment_count(blocks) - 1; blocks > 0 && s >= 0; --s) {
+      while (unit->block - before >= segment_end(blocks, s)) ++unit;
+      unit->closes = 1;
     }
   }
   p.block_chunk.push_back(static_cast<std::int32_t>(p.padded_k / kChunk));

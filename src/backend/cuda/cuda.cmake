@@ -33,7 +33,7 @@ add_library(nibble_cuda OBJECT ${NIBBLE_CUDA_KERNELS} ${cuda}/runtime.cu)
 set_target_properties(nibble_cuda PROPERTIES
   POSITION_INDEPENDENT_CODE ON)
 target_include_directories(nibble_cuda PRIVATE ${CMAKE_CURRENT_SOURCE_DIR}/src)
-target_compile_options(nibble_cuda PRIVATE -fmad=false -Xptxas=-v)
+target_compile_options(nibble_cuda PRIVATE -fmad=false --expt-relaxed-constexpr -Xptxas=-v)
 target_compile_definitions(nibble_cuda PRIVATE NIBBLE_CUDA_NS=cuda)
 set_source_files_properties(${NIBBLE_CUDA_HOST} PROPERTIES COMPILE_DEFINITIONS NIBBLE_CUDA_NS=cuda)
 target_sources(nibble_backend PRIVATE ${NIBBLE_CUDA_HOST} $<TARGET_OBJECTS:nibble_cuda>)

@@ -16,13 +16,13 @@ namespace nibble::NIBBLE_CUDA_NS {
 
 #ifdef __CUDACC__
 void check_launch(const char* kernel);
-void allow_shared(const void* kernel, std::size_t bytes);
+void set_shared(const void* kernel, std::size_t bytes);
 
 // Puts kernel(args...) in the queue: `grid` blocks of `threads`, each with `shared` bytes.
 template <class... P, class... A>
 void launch(const Queue& q, const char* name, void (*kernel)(P...), dim3 grid, unsigned threads,
             std::size_t shared, const A&... args) {
-  if (shared > 48 * 1024) allow_shared(reinterpret_cast<const void*>(kernel), shared);
+  set_shared(reinterpret_cast<const void*>(kernel), shared);
   cudaLaunchAttribute overlap;
   overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   overlap.val.programmaticStreamSerializationAllowed = 1;

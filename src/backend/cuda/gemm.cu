@@ -10,6 +10,7 @@
 // read from memory once and else from L2.
 #include "backend/cuda/kernels.h"
 #include "backend/cuda/math.cuh"
+#include "ops/pieces.h"
 
 namespace nibble::NIBBLE_CUDA_NS {
 namespace {
@@ -30,11 +31,22 @@ __device__ __forceinline__ Where where(const MultiplyArgs& a, int job) {
 // The sums of one thread: rows g and g + 8 of each tile times rows 4 o + t of x.
 template <int R, bool Pieces>
 struct Sums {
-  float acc[R][kOctets][2] = {};
+  float acc[R][kOctets][2] = {}, segments[R][kOctets][2] = {};
   float one[Pieces ? R : 1][kOctets][2], two[Pieces ? R : 1][kOctets][2],
       four[Pieces ? R : 1][kOctets][2];
   int piece = 0;
-  // A piece has ended; after the last, acc is the whole.
+  __device__ __forceinline__ void close_segment() {
+#pragma unroll
+    for (int r = 0; r < R; ++r)
+#pragma unroll
+      for (int o = 0; o < kOctets; ++o)
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+          segments[r][o][h] = segments[r][o][h] + acc[r][o][h];
+          acc[r][o][h] = 0;
+        }
+  }
+  // A piece has ended; after the last, `segments` is the whole.
   __device__ __forceinline__ void close(int pieces) {
     const int p = piece++;
     if constexpr (Pieces) {
@@ -45,7 +57,7 @@ struct Sums {
         for (int o = 0; o < kOctets; ++o)
 #pragma unroll
           for (int h = 0; h < 2; ++h) {
-            float v = acc[r][o][h];
+            float v = segments[r][o][h];
             if (p % 2 == 0) {
               one[r][o][h] = v;
             } else {
@@ -60,7 +72,7 @@ struct Sums {
                   v = four[r][o][h] + v;
               }
             }
-            acc[r][o][h] = last ? v : 0.0f;
+            segments[r][o][h] = last ? v : 0.0f;
           }
     }
   }
@@ -117,13 +129,17 @@ __global__ void __launch_bounds__(kThreads, 1) gemm(const __grid_constant__ Mult
   for (int s = 0; s + 1 < kBuffers; ++s) bring(s);
 
   Sums<R, Pieces> sums;
-  const int bias = bytes ? 0 : 8;
+  int segment = 0;  // its end
   for (int s = 0; s < stages; ++s) {
     copy_async_wait<kBuffers - 2>();
     block_sync();  // stage s is there for all, and nobody reads stage s - 1 any more
     bring(s + kBuffers - 1);
-    if constexpr (Pieces)
-      while (first.piece_end[sums.piece] <= s) sums.close(first.pieces);
+    if (s >= segment) {  // the next one, perhaps of another piece
+      if constexpr (Pieces)
+        while (first.piece_end[sums.piece] <= s) sums.close(first.pieces);
+      const int begin = sums.piece > 0 ? first.piece_end[sums.piece - 1] : 0;
+      segment = begin + segment_after(s - begin, first.piece_end[sums.piece] - begin);
+    }
     const char* in = memory + s % kBuffers * buffer_bytes;
     const RowMeta* meta = reinterpret_cast<const RowMeta*>(in + kRows * 128);
     std::uint32_t code[R][8];
@@ -147,8 +163,8 @@ __global__ void __launch_bounds__(kThreads, 1) gemm(const __grid_constant__ Mult
       for (int h = 0; h < 2; ++h) {
         const char* record = slot + first.stage_bytes;
         scale[r][h] = first.scale_bytes == 2
-                          ? from_half(reinterpret_cast<const std::uint16_t*>(record)[g + 8 * h])
-                          : reinterpret_cast<const float*>(record)[g + 8 * h];
+                          ? from_half(reinterpret_cast<const std::uint16_t*>(record)[2 * g + h])
+                          : reinterpret_cast<const float*>(record)[2 * g + h];
       }
     }
 #pragma unroll
@@ -156,7 +172,7 @@ __global__ void __launch_bounds__(kThreads, 1) gemm(const __grid_constant__ Mult
       // Column g of this octet: limb g % 2 of row 4 o + g / 2 of x.
       const uint4 b = reinterpret_cast<const uint4*>(in)[(4 * o + g / 2) * 8 + g % 2 * 4 + t];
       const RowMeta x = meta[4 * o + t];
-      const int less = bias * (x.sum[0] + x.sum[1]);
+      const int less = bytes ? 0 : x.minus8;
 #pragma unroll
       for (int r = 0; r < R; ++r) {
         int c[4] = {};
@@ -169,17 +185,18 @@ __global__ void __launch_bounds__(kThreads, 1) gemm(const __grid_constant__ Mult
         }
 #pragma unroll
         for (int h = 0; h < 2; ++h)
-          sums.acc[r][o][h] = fmaf(static_cast<float>(c[2 * h] * 256 + c[2 * h + 1] - less),
+          sums.acc[r][o][h] = fmaf(static_cast<float>(c[2 * h] * 256 + c[2 * h + 1] + less),
                                    scale[r][h] * x.scale, sums.acc[r][o][h]);
       }
     }
+    if (s + 1 == segment) sums.close_segment();
   }
   if constexpr (Pieces)
     while (sums.piece < first.pieces) sums.close(first.pieces);
 
   const auto biased = [&](int r, int o, int h) {
     const int at = tiles[r].tile * kTile + g + 8 * h;
-    const float v = sums.acc[r][o][h];
+    const float v = sums.segments[r][o][h];
     return tiles[r].o->bias != nullptr && at < tiles[r].o->w.n ? v + tiles[r].o->bias[at] : v;
   };
 #pragma unroll

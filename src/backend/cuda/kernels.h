@@ -31,7 +31,9 @@ struct Stage {
 //          nibble) and 16 + 4 t + j (high): the fragment of mma.m16n8k32 after one AND
 //   int8   chunk 0, then at 512 bytes chunk 1: the fragment itself
 //   plain  part p of 16 bytes: [p][row][columns of the part]
-// and its scales [tile][group] records: 16 scales, then 16 offsets (int4-affine), fp16 or fp32.
+// and its scales [tile][group] records: 16 scales, then 16 offsets (int4-affine), fp16 or fp32,
+// both as scale_place() says.
+constexpr int scale_place(int row) { return row % 8 * 2 + row / 8; }  // a lane's two side by side
 struct Matrix {
   int type = kF16;
   int scale_bytes = 2;  // of one scale
@@ -43,6 +45,8 @@ struct Matrix {
   int tiles = 0;  // of one matrix of the stack
   int pieces = 1;
   int piece_end[kMaxPieces] = {};  // stages
+  bool regular = false;            // stage s begins at column 64 s
+  int group_shift = -1;            // stage s has scales s >> group_shift, and no others; -1: not so
   const std::uint8_t* codes = nullptr;
   const std::uint8_t* scales = nullptr;
   const Stage* plan = nullptr;
@@ -52,8 +56,8 @@ struct Matrix {
 // the scale and the sums of q over its chunks.
 struct RowMeta {
   float scale;
+  int minus8;  // -8 times the sums of q
   int sum[2];
-  int unused;
 };
 struct Fixed {
   void* words = nullptr;    // 128 bytes a row and stage
@@ -99,7 +103,7 @@ struct MultiplyArgs {
   const float* real = nullptr;  // [rows, K] for products in fp32
   const Task* tasks = nullptr;  // of a mixture: block y's rows; null: rows 8 y ..
   const int* task_count = nullptr;
-  int max_tasks = 0;
+  int max_tasks = 0, task_rows = 0;  // task_rows: no task has more
   // Of the launch, chosen by launch_multiply:
   int jobs = 0, round_stages = 0, slot_bytes = 0, entry_stride = 0, h_rows = 0;
 };
@@ -108,12 +112,16 @@ struct MultiplyArgs {
 bool can_fuse(const Queue& q, const MultiplyArgs& a, bool fixed);
 // All products: with integer inputs (fixed), or in fp32.
 void launch_multiply(const Queue& q, MultiplyArgs a, bool fixed);
+// The same, faster, for up to 8 rows or tasks, where weights and source allow it.
+bool can_gemv(const Queue& q, const MultiplyArgs& a);
+bool can_fuse_gemv(const Queue& q, const MultiplyArgs& a);
+void launch_gemv(const Queue& q, const MultiplyArgs& a);
 // The same for many rows (prepared before, in `fixed`), where the weights allow it: the same bits.
 bool can_gemm(const MultiplyArgs& a);
 void launch_gemm(const Queue& q, MultiplyArgs a);
 // Rows of a source, prepared once: rounded into `fixed` (words not null), in fp32 into `real` (not
-// null). plan: of K and pieces.
-void launch_prepare(const Queue& q, const Source& s, int m, int int8, const Stage* plan, int stages,
+// null), in the stages of w.
+void launch_prepare(const Queue& q, const Source& s, int m, int int8, const Matrix& w,
                     const Fixed& fixed, float* real);
 void launch_swiglu(const Queue& q, const float* gate, const float* up, std::int64_t n, float* y);
 void launch_embedding(const Queue& q, const Matrix& w, const int* ids, int m, float* h);

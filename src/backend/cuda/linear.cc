@@ -1,6 +1,6 @@
 // linear, add_rmsnorm_linear, gated_rmsnorm_linear: which launches, in which plan.
 //
-// Up to 8 rows every block prepares x itself where it fits in shared memory (one launch); else rows
+// Of few rows every block prepares x itself where it fits in shared memory (one launch); else rows
 // are prepared once. Which is faster is a matter of cost only: the bits are the same.
 #include <algorithm>
 
@@ -16,9 +16,11 @@ bool takes_integers(const LinearOutput& o, Activations a) {
   return is_quantised(o.w->format().type) && a != Activations::Fp32;
 }
 
-// A block's own preparation costs each of them what one prepass costs once; a launch costs about as
-// much as preparing 16384 values.
-constexpr std::int64_t kWorthALaunch = 16384;
+// A block's own preparation costs each of them what one prepass costs once, or less: a prepass
+// takes a row under a norm in one block, other rows in many.
+bool worth_fusing(const Source& s, std::int64_t m) {
+  return m * s.k <= (s.kind == Source::Norm ? 16384 : 2048);
+}
 
 }  // namespace
 
@@ -38,8 +40,9 @@ void CudaBackend::multiply_kind(Source s, std::int64_t m, Activations activation
   a.finish = epilogue == Epilogue::SwiGlu ? Finish::SwiGlu : Finish::Store;
   const Matrix& w = a.out[0].w;
   const bool as_it_is = !fixed && s.kind == Source::Plain;  // fp32, and nothing to make of x
-  const bool fused = !as_it_is && can_fuse(q_, a, fixed) &&
-                     (plan == Plan::Fused || (plan == Plan::Auto && m * w.k <= kWorthALaunch));
+  const bool gemv = fixed && can_gemv(q_, a);
+  const bool fused = !as_it_is && (gemv ? can_fuse_gemv(q_, a) : can_fuse(q_, a, fixed)) &&
+                     (plan == Plan::Fused || (plan == Plan::Auto && worth_fusing(s, m)));
   if (as_it_is) {
     a.real = s.x;
   } else if (!fused) {
@@ -47,9 +50,11 @@ void CudaBackend::multiply_kind(Source s, std::int64_t m, Activations activation
       a.fixed = fixed_rows("rounded rows", m, w);
     else
       a.real = scratch<float>("prepared rows", static_cast<std::size_t>(m * w.k));
-    launch_prepare(q_, s, a.m, a.int8, w.plan, w.stages, a.fixed, const_cast<float*>(a.real));
+    launch_prepare(q_, s, a.m, a.int8, w, a.fixed, const_cast<float*>(a.real));
   }
-  if (fixed && m > kMaxRows && can_gemm(a))
+  if (gemv)
+    launch_gemv(q_, a);
+  else if (fixed && m > kMaxRows && can_gemm(a))
     launch_gemm(q_, a);
   else
     launch_multiply(q_, a, fixed);
@@ -96,8 +101,7 @@ void CudaBackend::add_rmsnorm_linear(const AddRmsNormLinearArgs& a) {
   s.kind = Source::Norm, s.x = a.residual, s.other = a.delta, s.weight = a.weight;
   s.eps = a.eps, s.offset = a.unit_offset ? 1.0f : 0.0f, s.k = static_cast<int>(a.k);
   s.residual_out = a.residual_out, s.normed = a.normed;
-  if (a.outputs.empty())
-    return launch_prepare(q_, s, static_cast<int>(a.m), 0, nullptr, 0, {}, nullptr);
+  if (a.outputs.empty()) return launch_prepare(q_, s, static_cast<int>(a.m), 0, {}, {}, nullptr);
   multiply(s, a.m, a.activations, a.outputs, a.epilogue, a.plan);
 }
 

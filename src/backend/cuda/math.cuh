@@ -9,7 +9,7 @@ namespace nibble::NIBBLE_CUDA_NS {
 __device__ __forceinline__ float max_or(float a, float b) { return a > b ? a : b; }
 __device__ __forceinline__ float min_or(float a, float b) { return a < b ? a : b; }
 __device__ __forceinline__ float cut(float x, float bound) {
-  return min_or(max_or(x, -bound), bound);
+  return fminf(fmaxf(x, -bound), bound);  // NaN becomes -bound, as on the CPU
 }
 
 // e^x, 0 below -87.3, cut at 88; NaN stays NaN.
@@ -50,8 +50,13 @@ __device__ __forceinline__ float softplus(float x) {
   return fmaf(s + s, p, max_or(0.0f, x));
 }
 
+// 32 lanes' partial sums as the CPU's tree over columns 32 apart; in all lanes.
+__device__ __forceinline__ float add_lanes(float x) {
+  for (int n = 16; n > 0; n /= 2) x = x + shuffle_xor(x, n);
+  return x;
+}
 // Sixteen lanes' partial sums (lanes 0..15 of each half warp) as the CPU adds them; the result is
-// right in lanes 0 and 16.
+// right in lanes 0 and 16; where the half warps hold the same, in all.
 __device__ __forceinline__ float add_sixteen(float x) {
   for (int n = 8; n > 0; n /= 2) x = x + shuffle_xor(x, n);
   return x;

@@ -36,25 +36,32 @@ void CudaBackend::experts(const ExpertsArgs& a) {
   int* const tasks = scratch<int>("number of tasks", 1);
   launch_group(q_, a.ids, m, k, count, up, down, tasks);
 
+  const auto run = [&](const MultiplyArgs& r, bool fixed) {
+    if (fixed && can_gemv(q_, r))
+      launch_gemv(q_, r);
+    else
+      launch_multiply(q_, r, fixed);
+  };
   // Two matrices times rows of x -> silu(gate) up [rows, width]; task: of the routed ones.
   const auto widen = [&](const Weight* gate, const Weight* w_up, const Task* task, float* act,
                          int rows, const float* x, const Fixed& fixed) {
     const auto width = static_cast<std::int64_t>(matrix(gate).n);
     MultiplyArgs r;
     r.source.x = x, r.source.k = n, r.m = m, r.int8 = a.activations == Activations::Int8;
-    r.tasks = task, r.task_count = task != nullptr ? tasks : nullptr, r.max_tasks = most;
+    r.tasks = task, r.task_count = task != nullptr ? tasks : nullptr, r.max_tasks = most,
+    r.task_rows = m;
     r.fixed = fixed, r.real = x;
     const bool kind[] = {takes_integers(gate, a.activations), takes_integers(w_up, a.activations)};
     r.out[0] = {matrix(gate), nullptr, act, width}, r.out[1] = {matrix(w_up), nullptr, nullptr, 0};
     if (kind[0] == kind[1]) {
       r.outputs = 2, r.finish = Finish::SwiGlu;
-      return launch_multiply(q_, r, kind[0]);
+      return run(r, kind[0]);
     }
     float* const both[] = {grow("gate", rows * width), grow("up", rows * width)};
     for (int i = 0; i < 2; ++i) {  // no launch takes both kinds
       MultiplyArgs one = r;
       one.out[0] = {matrix(i == 0 ? gate : w_up), nullptr, both[i], width}, one.outputs = 1;
-      launch_multiply(q_, one, kind[i]);
+      run(one, kind[i]);
     }
     launch_swiglu(q_, both[0], both[1], rows * width, act);
   };
@@ -64,15 +71,16 @@ void CudaBackend::experts(const ExpertsArgs& a) {
     const Matrix& d = matrix(w);
     const bool fixed = takes_integers(w, a.activations);
     r.source.x = act, r.source.k = d.k, r.m = rows, r.int8 = a.activations == Activations::Int8;
-    r.tasks = task, r.task_count = task != nullptr ? tasks : nullptr, r.max_tasks = most;
+    r.tasks = task, r.task_count = task != nullptr ? tasks : nullptr, r.max_tasks = most,
+    r.task_rows = m;
     r.out[0] = {d, nullptr, parts, n}, r.outputs = 1, r.finish = Finish::Pieces;
     if (fixed) {
       r.fixed = fixed_rows(name, rows, d);
-      launch_prepare(q_, r.source, rows, r.int8, d.plan, d.stages, r.fixed, nullptr);
+      launch_prepare(q_, r.source, rows, r.int8, d, r.fixed, nullptr);
     } else {
       r.real = act;
     }
-    launch_multiply(q_, r, fixed);
+    run(r, fixed);
   };
 
   const Matrix& g = matrix(a.gate);  // blocks depend on K alone: the shared expert's too
@@ -83,7 +91,7 @@ void CudaBackend::experts(const ExpertsArgs& a) {
   if (std::any_of(wide, wide + 4,
                   [&](const Weight* w) { return takes_integers(w, a.activations); })) {
     fixed = fixed_rows("rounded rows", m, g);
-    launch_prepare(q_, x, m, a.activations == Activations::Int8, g.plan, g.stages, fixed, nullptr);
+    launch_prepare(q_, x, m, a.activations == Activations::Int8, g, fixed, nullptr);
   }
   const std::int64_t width = g.n, shared_width = matrix(a.shared_gate).n,
                      part = std::int64_t{kMaxPieces} * n;

@@ -20,6 +20,7 @@
 // Grid: x over jobs, y over runs of 8 rows of x (or tasks of a mixture). Aliasing: ops/linear.h.
 #include "backend/cuda/prepare.cuh"
 #include "backend/cuda/stage.cuh"
+#include "ops/pieces.h"
 
 namespace nibble::NIBBLE_CUDA_NS {
 namespace {
@@ -29,14 +30,18 @@ constexpr int kWarps = 8, kThreads = 32 * kWarps;
 template <int Octets>
 inline constexpr int kRingOf = Octets == 0 ? 3 : 6;
 
-// A thread's sum over the stages of a tile, and over pieces: ((01)(23))((45)(67)).
+// A thread's sum over the stages of a tile: over segments, and over pieces: ((01)(23))((45)(67)).
 struct Sum {
-  float acc = 0, one = 0, two = 0, four = 0;
+  float acc = 0, segments = 0, one = 0, two = 0, four = 0;
   int piece = 0;
+  __device__ __forceinline__ void close_segment() {
+    segments = segments + acc;
+    acc = 0;
+  }
   // A piece has ended: returns the tree's value so far.
   __device__ __forceinline__ float close() {
-    float v = acc;
-    acc = 0;
+    float v = segments;
+    segments = 0;
     const int p = piece++;
     if (p % 2 == 0) return one = v;
     v = one + v;
@@ -195,7 +200,7 @@ __global__ void __launch_bounds__(kThreads, 2) multiply(const __grid_constant__ 
       float total = 0;
       const auto close = [&] {  // the end of a piece; some are empty
         if (a.finish == Finish::Pieces && at < w.n)
-          o.y[(y_row * kMaxPieces + sum.piece) * o.ldy + at] = sum.acc;
+          o.y[(y_row * kMaxPieces + sum.piece) * o.ldy + at] = sum.segments;
         total = sum.close();
       };
       for (int first = 0; first < stages; first += a.round_stages) {
@@ -220,12 +225,15 @@ __global__ void __launch_bounds__(kThreads, 2) multiply(const __grid_constant__ 
         const float2* in = round + tid;
         for (int s = first; adds && s < last;) {
           while (sum.piece < w.pieces && w.piece_end[sum.piece] <= s) close();  // some are empty
-          const int end = w.piece_end[sum.piece] < last ? w.piece_end[sum.piece] : last;
+          const int begin = sum.piece > 0 ? w.piece_end[sum.piece - 1] : 0;
+          const int segment = segment_after(s - begin, w.piece_end[sum.piece] - begin) + begin;
+          const int end = segment < last ? segment : last;
 #pragma unroll 8
           for (int i = (end - s) * w.entries; i > 0; --i, in += width) {
             const float2 pair = *in;
             sum.acc = fmaf(pair.x, pair.y, sum.acc);
           }
+          if (end == segment) sum.close_segment();
           s = end;
         }
         buffer ^= 1;

@@ -57,6 +57,11 @@ CudaWeight::CudaWeight(const WeightSource& source, int pieces, std::int64_t stac
     for (int p = u.piece; p < pieces; ++p) m.piece_end[p] = u.block + 1;
   }
   m.entries = m.max_units + (affine ? 2 : 0);
+  m.regular = true;
+  for (std::size_t i = 0; i < stages_.size(); ++i)
+    m.regular = m.regular && stages_[i].column == static_cast<int>(i) * kStage;
+  for (int shift = 0; m.regular && m.max_units == 1 && shift < 16; ++shift)
+    if (format_.group == kStage << shift) m.group_shift = shift;
 
   const auto tiles = static_cast<std::size_t>(m.tiles * stack);
   const std::size_t tile_bytes = static_cast<std::size_t>(m.stages) *
@@ -142,7 +147,8 @@ void CudaWeight::pack_tile(const WeightRows& rows, std::int64_t first, std::int6
     for (std::int64_t g = 0; g < matrix_.groups; ++g)
       for (std::int64_t r = 0; r < count; ++r) {
         const float v = in[static_cast<std::size_t>((first + r) * matrix_.groups + g)];
-        std::uint8_t* to = records + g * matrix_.record_bytes + (at + r) * matrix_.scale_bytes;
+        std::uint8_t* to = records + g * matrix_.record_bytes +
+                           (at + scale_place(static_cast<int>(r))) * matrix_.scale_bytes;
         const std::uint16_t half = float_to_half(v);
         if (matrix_.scale_bytes == 2)
           std::memcpy(to, &half, 2);

@@ -3,14 +3,14 @@
 //
 // Also the row-wise odds and ends: SwiGLU of two matrices that one launch could not take together,
 // embedding, gather.
-#include "backend/cuda/prepare.cuh"
+#include "backend/cuda/rows.cuh"
 
 namespace nibble::NIBBLE_CUDA_NS {
 namespace {
 
 constexpr int kThreads = 256;
 
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kRowThreads)
     prepare(Source s, int int8, const Stage* plan, int stages, Fixed fixed, float* real) {
   start_next(), await_last();
   float* h = reinterpret_cast<float*>(shared_memory());
@@ -19,8 +19,30 @@ __global__ void __launch_bounds__(kThreads)
   load_rows(s, row, 1, h, inv, {0, s.k});
   if (fixed.words != nullptr) round_rows(h, 1, s.k, int8, plan, stages, fixed, row);
   if (real != nullptr)
-    for (int c = static_cast<int>(threadIdx.x); c < s.k; c += kThreads)
+    for (int c = static_cast<int>(threadIdx.x); c < s.k; c += kRowThreads)
       real[static_cast<std::int64_t>(row) * s.k + c] = h[c];
+}
+
+// The same, rounded, for plans whose stages follow each other. Grid: x over rows; y over runs of
+// units of a row, unless under a norm.
+__global__ void __launch_bounds__(kRowThreads)
+    prepare_in_registers(Source s, int int8, int stages, Fixed fixed) {
+  start_next();
+  const std::int64_t row = blockIdx.x;
+  char* words = static_cast<char*>(fixed.words) + row * stages * 128;
+  RowMeta* meta = fixed.meta + row * stages;
+  if (s.kind == Source::Norm) {
+    NormWeights weights;
+    weights.load(s);
+    await_last();
+    norm_row<true>(s, row, 0, int8, weights, {0, s.k}, words, meta,
+                   reinterpret_cast<float*>(shared_memory()));
+  } else {
+    await_last();
+    plain_row<true>(s, row,
+                    static_cast<int>(blockIdx.y) * kRowWarps + static_cast<int>(threadIdx.x) / 32,
+                    static_cast<int>(gridDim.y) * kRowWarps, int8, words, meta);
+  }
 }
 
 __global__ void __launch_bounds__(kThreads)
@@ -51,12 +73,12 @@ __device__ float element(const Matrix& w, const std::uint8_t* stage, const Stage
   if (w.type == kInt8) {
     const auto code =
         static_cast<std::int8_t>(stage[chunk * 512 + lane * 16 + (half * 2 + row / 8) * 4 + byte]);
-    return static_cast<float>(code) * scale(row);
+    return static_cast<float>(code) * scale(scale_place(row));
   }
   const int both = stage[lane * 16 + (chunk * 2 + row / 8) * 4 + byte];
   const int code = half == 0 ? both & 15 : both >> 4;
-  if (w.type == kInt4) return static_cast<float>(code - 8) * scale(row);
-  return static_cast<float>(code) * scale(row) + scale(kTile + row);
+  if (w.type == kInt4) return static_cast<float>(code - 8) * scale(scale_place(row));
+  return static_cast<float>(code) * scale(scale_place(row)) + scale(kTile + scale_place(row));
 }
 
 __global__ void __launch_bounds__(kThreads) embedding(Matrix w, const int* ids, float* h) {
@@ -65,7 +87,9 @@ __global__ void __launch_bounds__(kThreads) embedding(Matrix w, const int* ids, 
   const std::uint8_t* codes = w.codes + static_cast<std::int64_t>(tile) * w.stages * w.stage_bytes;
   const std::uint8_t* records =
       w.scales + static_cast<std::int64_t>(tile) * w.groups * w.record_bytes;
-  for (int i = static_cast<int>(threadIdx.x); i < w.stages * kStage; i += kThreads) {
+  const int step = static_cast<int>(gridDim.y) * kThreads;
+  for (int i = static_cast<int>(blockIdx.y * kThreads + threadIdx.x); i < w.stages * kStage;
+       i += step) {
     const Stage p = w.plan[i / kStage];
     const int j = i % kStage, c = p.column + j;
     if (j < 32 * p.chunks && c < w.k)
@@ -85,18 +109,26 @@ unsigned blocks(std::int64_t n) { return static_cast<unsigned>(n); }
 
 }  // namespace
 
-void launch_prepare(const Queue& q, const Source& s, int m, int int8, const Stage* plan, int stages,
+void launch_prepare(const Queue& q, const Source& s, int m, int int8, const Matrix& w,
                     const Fixed& fixed, float* real) {
+  if (w.regular && real == nullptr && fixed.words != nullptr && rows_in_registers(s)) {
+    const int units = s.kind == Source::Norm ? 1 : s.kind == Source::Plain ? w.stages : s.k / s.dim;
+    return launch(q, "prepare", prepare_in_registers,
+                  dim3{blocks(m), blocks((units + kRowWarps - 1) / kRowWarps)}, kRowThreads,
+                  kRowWarps * sizeof(float), s, int8, w.stages, fixed);
+  }
   const int runs = s.kind == Source::GatedNorm ? s.k / s.dim : 1;
-  launch(q, "prepare", prepare, dim3{blocks(m)}, kThreads,
-         static_cast<std::size_t>(s.k + runs) * sizeof(float), s, int8, plan, stages, fixed, real);
+  launch(q, "prepare", prepare, dim3{blocks(m)}, kRowThreads,
+         static_cast<std::size_t>(s.k + runs) * sizeof(float), s, int8, w.plan, w.stages, fixed,
+         real);
 }
 void launch_swiglu(const Queue& q, const float* gate, const float* up, std::int64_t n, float* y) {
   launch(q, "swiglu", swiglu, dim3{blocks((n + kThreads - 1) / kThreads)}, kThreads, 0, gate, up, n,
          y);
 }
 void launch_embedding(const Queue& q, const Matrix& w, const int* ids, int m, float* h) {
-  launch(q, "embedding", embedding, dim3{blocks(m)}, kThreads, 0, w, ids, h);
+  const int runs = (w.stages * kStage + kThreads - 1) / kThreads;
+  launch(q, "embedding", embedding, dim3{blocks(m), blocks(runs)}, kThreads, 0, w, ids, h);
 }
 void launch_gather(const Queue& q, const float* src, const int* rows, int m, std::int64_t width,
                    float* dst) {

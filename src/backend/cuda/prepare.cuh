@@ -1,6 +1,6 @@
 // Rows of x, made by one block: loaded (with residual + delta and RMSNorm, or a head's gated
 // RMSNorm), then rounded to fixed point. h is the block's shared memory for `count` rows [count, K]
-// at once; the sums run as on the CPU, in 16 lanes over ascending columns and then as a tree.
+// at once; sums are added in the CPU's order.
 #pragma once
 #include "backend/cuda/kernels.h"
 #include "backend/cuda/math.cuh"
@@ -12,22 +12,25 @@ struct Slice {
   int begin, end;
 };
 
-// Sums of squares of `groups` runs of `width` values, run i at x + i * width -> out[i] in lanes; by
-// sixteen threads a run. All threads of the block call it; f(i, sum) runs on one thread.
+// Sums of squares of `runs` runs of `width` values, run i at x + i * width, added as the CPU's
+// sum_squares() does (simd/rowwise.inl): f(i, sum) on every lane of a warp. All threads call it.
 template <class F>
-__device__ __forceinline__ void squares(const float* x, int groups, int width, F&& f) {
-  const int lane = static_cast<int>(threadIdx.x) % 16, at = static_cast<int>(threadIdx.x) / 16,
-            step = static_cast<int>(blockDim.x) / 16;
-  for (int first = 0; first < groups; first += step) {  // whole warps stay together
-    const int i = first + at;
-    float sum = 0;
-    if (i < groups) {
-      const float* p = x + static_cast<std::int64_t>(i) * width;
-#pragma unroll 8
-      for (int c = lane; c < width; c += 16) sum = fmaf(p[c], p[c], sum);
+__device__ __forceinline__ void squares(const float* x, int runs, int width, F&& f) {
+  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32,
+            warps = static_cast<int>(blockDim.x) / 32;
+  for (int i = warp; i < runs; i += warps) {
+    const float* p = x + static_cast<std::int64_t>(i) * width;
+    float mine = 0;  // of block lane % 16
+    for (int b = 0; b < 16; ++b) {
+      float s = 0, t = 0;
+      for (int c = b * kStage + lane; c < width; c += 16 * kStage) {
+        s = fmaf(p[c], p[c], s);
+        if (c + 32 < width) t = fmaf(p[c + 32], p[c + 32], t);
+      }
+      s = add_lanes(s + t);
+      if (lane % 16 == b) mine = s;
     }
-    sum = add_sixteen(sum);
-    if (i < groups && lane == 0) f(i, sum);
+    f(i, add_sixteen(mine));
   }
 }
 
@@ -77,39 +80,59 @@ __device__ __forceinline__ void load_rows(const Source& s, int first, int count,
   }
 }
 
+// `count` stages of a row by one warp: stage first + step i has this lane's columns `lane` (x) and
+// `lane + 32` (y) of 64 in v[i] -> 128 bytes and their meta. A lane divides for a stage.
+// Sums: of each chunk too, which only other kernels than gemv.cu ask for.
+template <int N, bool Sums>
+__device__ __forceinline__ void round_stages(const float2 (&v)[N], int count, int first, int step,
+                                             int int8, char* words, RowMeta* meta) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const float top = int8 ? 127.0f : 32512.0f;
+  float largest = 0;
+#pragma unroll
+  for (int i = 0; i < N; ++i) {
+    if (i >= count) break;
+    // As bits, so that NaN and Inf win and reach the scale.
+    const int x = float_bits(v[i].x) & 0x7fffffff, y = float_bits(v[i].y) & 0x7fffffff;
+    const int m = warp_max(x > y ? x : y);
+    if (lane == i) largest = bits_float(m);
+  }
+  const bool tiny = largest < 1e-30f;  // 1 / largest would overflow
+  const float scales = tiny ? 0.0f : largest / top, inverse = tiny ? 0.0f : top / largest;
+  words += first * 128 + lane % 16 / 4 * 16 + lane / 16 * 4 + lane % 4, meta += first;
+#pragma unroll
+  for (int i = 0; i < N; ++i) {
+    if (i >= count) break;
+    const float scale = shuffle(scales, i), inv = shuffle(inverse, i);
+    const int q0 = round_int(cut(v[i].x * inv, top)), q1 = round_int(cut(v[i].y * inv, top));
+    char* at = words + i * step * 128;  // q = 256 high + low, both signed bytes; int8: high is 0
+    at[0] = static_cast<char>((q0 + 128) >> 8), at[8] = static_cast<char>((q1 + 128) >> 8);
+    at[64] = static_cast<char>(q0), at[72] = static_cast<char>(q1);
+    if constexpr (Sums) {
+      const int sum0 = warp_add(q0), sum1 = warp_add(q1);
+      if (lane == 0) meta[i * step] = {scale, -8 * (sum0 + sum1), {sum0, sum1}};
+    } else {
+      const int sum = warp_add(q0 + q1);
+      if (lane == 0) meta[i * step].scale = scale, meta[i * step].minus8 = -8 * sum;
+    }
+  }
+}
+
 // x [count, K] -> rows `at` .. of out. A warp takes one stage of one row at a time.
 __device__ __forceinline__ void round_rows(const float* x, int count, int k, int int8,
                                            const Stage* plan, int stages, const Fixed& out,
                                            int at) {
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32,
             warps = static_cast<int>(blockDim.x) / 32;
-  const float top = int8 ? 127.0f : 32512.0f;
   for (int task = warp; task < count * stages; task += warps) {
     const int r = task / stages, s = task % stages;
     const int first = plan[s].column, last = first + 32 * plan[s].chunks, end = last < k ? last : k;
-    const int c = first + 2 * lane;
+    const int c = first + lane;
     const float* row = x + static_cast<std::int64_t>(r) * k;
-    const float v0 = c < end ? row[c] : 0.0f, v1 = c + 1 < end ? row[c + 1] : 0.0f;
-    // As bits, so that NaN and Inf win and reach the scale.
-    const int b0 = float_bits(v0) & 0x7fffffff, b1 = float_bits(v1) & 0x7fffffff;
-    const float largest = bits_float(warp_max(b0 > b1 ? b0 : b1));
-    const bool tiny = largest < 1e-30f;  // 1 / largest would overflow
-    const float scale = tiny ? 0.0f : largest / top, inv = tiny ? 0.0f : top / largest;
-    const int q0 = round_int(cut(v0 * inv, top)), q1 = round_int(cut(v1 * inv, top));
-    const int h0 = int8 ? 0 : (q0 + 128) >> 8, h1 = int8 ? 0 : (q1 + 128) >> 8;
-    const int l0 = q0 - h0 * 256, l1 = q1 - h1 * 256;
-    const int sum0 = warp_add(lane < 16 ? q0 + q1 : 0), sum1 = warp_add(lane < 16 ? 0 : q0 + q1);
     const std::int64_t cell = static_cast<std::int64_t>(at + r) * stages + s;
-    // Column 2 lane of 64: chunk, half of 16, then t and the byte.
-    const int chunk = lane / 16, half = lane / 8 % 2, t = lane % 8 / 2, byte = lane % 2 * 2;
-    char* word =
-        static_cast<char*>(out.words) + cell * 128 + t * 16 + (chunk * 2 + half) * 4 + byte;
-    const auto pair = [](int a, int b) {
-      return static_cast<std::uint16_t>((a & 255) | (b & 255) << 8);
-    };
-    *reinterpret_cast<std::uint16_t*>(word) = pair(h0, h1);
-    *reinterpret_cast<std::uint16_t*>(word + 64) = pair(l0, l1);
-    if (lane == 0) out.meta[cell] = {scale, {sum0, sum1}, 0};
+    const float2 v[] = {{c < end ? row[c] : 0.0f, c + 32 < end ? row[c + 32] : 0.0f}};
+    round_stages<1, true>(v, 1, 0, 0, int8, static_cast<char*>(out.words) + cell * 128,
+                          out.meta + cell);
   }
 }
 

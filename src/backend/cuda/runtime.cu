@@ -24,10 +24,15 @@ struct Graph {
 };
 
 void check_launch(const char* kernel) { check(cudaGetLastError(), kernel); }
-void allow_shared(const void* kernel, std::size_t bytes) {
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                             static_cast<int>(bytes)),
+void set_shared(const void* kernel, std::size_t bytes) {
+  // All alike: a multiprocessor divides its memory anew only when it is empty.
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                             cudaSharedmemCarveoutMaxShared),
         "shared memory");
+  if (bytes > 48 * 1024)
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               static_cast<int>(bytes)),
+          "shared memory");
 }
 
 std::string why_absent() {

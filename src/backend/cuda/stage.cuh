@@ -32,7 +32,10 @@ struct LaneInput {
   }
 };
 
-__device__ __forceinline__ float scale_at(const Matrix& w, const char* record, int i) {
+// first: 0 or, of offsets, kTile.
+__device__ __forceinline__ float scale_at(const Matrix& w, const char* record, int row,
+                                          int first = 0) {
+  const int i = first + scale_place(row);
   return w.scale_bytes == 2 ? from_half(reinterpret_cast<const std::uint16_t*>(record)[i])
                             : reinterpret_cast<const float*>(record)[i];
 }
@@ -106,7 +109,7 @@ __device__ __forceinline__ void fixed_stage(const Matrix& w, const char* slot, c
         out.put(e++, static_cast<float>(high * 256 + low - bias * q),
                 scale_at(w, r, row) * meta.scale);
         if (w.type != kInt4Aff) continue;
-        const float offset = scale_at(w, r, kTile + row);
+        const float offset = scale_at(w, r, row, kTile);
         for (int c = u; c < (p.units == 2 ? u + 1 : p.chunks); ++c)
           out.put(e++, static_cast<float>(meta.sum[c]) * meta.scale, offset);
       }
@@ -168,7 +171,7 @@ __device__ __forceinline__ void real_stage(const Matrix& w, const char* slot, co
       const char* r = record + u * w.record_bytes;
       out.put(e++, s, w.type >= kF16 ? 1.0f : scale_at(w, r, row));
       if (w.type != kInt4Aff) continue;
-      const float offset = scale_at(w, r, kTile + row);
+      const float offset = scale_at(w, r, row, kTile);
       for (int c = 0; c < n / 32; ++c)
         out.put(e++, chunk_sum(in + first + 32 * c, exist - 32 * c), offset);
     }

@@ -79,8 +79,8 @@ void wide(const TileWeight& w, std::int64_t t, std::int64_t ahead, const XRow* x
   F piece[kRowParallelPieces][kWideRows];
   const Unit *u = w.units, *const end = u + w.unit_count;
   for (int p = 0; p < w.pieces; ++p) {
-    F* acc = piece[p];
-    for (int m = 0; m < rows; ++m) acc[m] = f_zero();
+    F *total = piece[p], acc[kWideRows];
+    for (int m = 0; m < rows; ++m) acc[m] = total[m] = f_zero();
     for (; u != end && u->piece == p; ++u) {
       const std::int64_t scale_at = scales + static_cast<std::int64_t>(u->group) * kTile,
                          k0 = static_cast<std::int64_t>(u->chunk) * kChunk;
@@ -106,6 +106,7 @@ void wide(const TileWeight& w, std::int64_t t, std::int64_t ahead, const XRow* x
         if constexpr (T == WeightType::Int4Aff)
           for (int c = 0; c < u->chunks; ++c)
             acc[m] = f_fma(f_set1(x[m].sum[u->chunk + c]), offset, acc[m]);
+        if (u->closes) total[m] = f_add(total[m], acc[m]), acc[m] = f_zero();
       }
     }
   }

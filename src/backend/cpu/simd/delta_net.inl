@@ -105,7 +105,7 @@ void delta_rule(const DeltaTask& t) {
 
 void gated_rmsnorm(const float* o, const float* z, const float* weight, float eps, std::int64_t dim,
                    float* u) {
-  const F inv = f_set1(1.0f / __builtin_sqrtf(dot(o, o, dim) / static_cast<float>(dim) + eps));
+  const F inv = f_set1(1.0f / __builtin_sqrtf(sum_squares(o, dim) / static_cast<float>(dim) + eps));
   for (std::int64_t d = 0; d < dim; d += 16) {
     const F n = f_mul(f_mul(load_upto(o + d, dim - d), inv), load_upto(weight + d, dim - d));
     store_upto(u + d, f_mul(n, f_silu(load_upto(z + d, dim - d))), dim - d);

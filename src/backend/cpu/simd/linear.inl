@@ -1,13 +1,13 @@
 // linear, one tile: 16 rows of W, one a lane, times MB rows of x. Included by every instruction
 // set's file after its vector header.
 //
-// Per unit (pieces.h), in ascending order, with one fp32 accumulator a lane and piece:
+// Per unit (pieces.h), in ascending order, with one fp32 accumulator a lane and segment:
 //   fixed point   s = sum code' * q, an exact integer;  acc = fma(s, wscale * xscale, acc)
 //                 code' = code - 8 (int4), code (others)
 //   fp32          s = sum of fma(code', x, s) over the unit's columns; acc = fma(s, wscale, acc)
 //   int4-affine   also, for each chunk,                 acc = fma(sum x, offset, acc)
 //   plain         s as fp32 with the weight's value;    acc = acc + s
-// Pieces are then added as ((01)(23))((45)(67)).
+// Segments are then added in ascending order, pieces as ((01)(23))((45)(67)).
 namespace nibble::cpu {
 namespace {
 
@@ -133,8 +133,8 @@ inline void sum_pieces(const TileWeight& w, std::int64_t t, std::int64_t ahead, 
   const std::int64_t scales = t * w.groups * kTile;
   const Unit *u = w.units, *const end = u + w.unit_count;
   for (int p = 0; p < w.pieces; ++p) {
-    F acc[MB];
-    for (int m = 0; m < MB; ++m) acc[m] = f_zero();
+    F acc[MB], total[MB];
+    for (int m = 0; m < MB; ++m) acc[m] = total[m] = f_zero();
     for (; u != end && u->piece == p; ++u) {
       const std::uint8_t* at = codes + static_cast<std::int64_t>(u->chunk) * chunk_bytes(T);
       const std::int64_t scale_at = scales + static_cast<std::int64_t>(u->group) * kTile;
@@ -143,8 +143,10 @@ inline void sum_pieces(const TileWeight& w, std::int64_t t, std::int64_t ahead, 
         add_unit<T, A, MB, 2>(w, at, *u, scale_at, x, acc);
       else
         add_unit<T, A, MB, 1>(w, at, *u, scale_at, x, acc);
+      if (u->closes)
+        for (int m = 0; m < MB; ++m) total[m] = f_add(total[m], acc[m]), acc[m] = f_zero();
     }
-    for (int m = 0; m < MB; ++m) piece[p][m] = acc[m];
+    for (int m = 0; m < MB; ++m) piece[p][m] = total[m];
   }
 }
 

@@ -1,5 +1,6 @@
-// Row-wise kernels: rounding of inputs, add + RMSNorm, SwiGLU, RoPE. Sums run in 16 lanes over
-// ascending columns, then the lanes are added as a fixed tree.
+// Row-wise kernels: rounding of inputs, add + RMSNorm, SwiGLU, RoPE. Sums of a head run in 16 lanes
+// over ascending columns, then the lanes are added as a fixed tree; those of a row as
+// sum_squares() says.
 namespace nibble::cpu {
 namespace {
 
@@ -22,6 +23,32 @@ inline float reduce_add(F x) {
   for (int n = 8; n > 0; n /= 2)
     for (int i = 0; i < n; ++i) t[i] = t[i] + t[i + n];
   return t[0];
+}
+
+// Sum of squares in 1024 lanes (column mod 1024) over ascending columns. The lanes are added as a
+// tree: inside blocks of 64, then the 16 blocks. Sixteen warps of a GPU do it without waiting for
+// each other until the last step.
+inline float sum_squares(const float* x, std::int64_t k) {
+  float block[16] = {};
+  for (std::int64_t b = 0; b < 16 && b * 64 < k; ++b) {
+    F s[4];
+    for (F& v : s) v = f_zero();
+    for (std::int64_t c = b * 64; c < k; c += 1024) {
+      if (k - c >= 64) {
+        for (int i = 0; i < 4; ++i) {
+          const F v = f_load(x + c + 16 * i);
+          s[i] = f_fma(v, v, s[i]);
+        }
+      } else {
+        for (int i = 0; i < 4 && c + 16 * i < k; ++i) {
+          const F v = load_upto(x + c + 16 * i, k - c - 16 * i);
+          s[i] = f_fma(v, v, s[i]);
+        }
+      }
+    }
+    block[b] = reduce_add(f_add(f_add(s[0], s[2]), f_add(s[1], s[3])));
+  }
+  return reduce_add(f_load(block));
 }
 
 // e^x: 2^n * p(r), r = x - n ln 2 in two steps, p a degree-6 Taylor polynomial on |r| <= ln 2 / 2
@@ -124,14 +151,12 @@ void prepare(const float* x, std::int64_t k, const std::int32_t* block_chunk, st
 
 void add_rmsnorm(const float* residual, const float* delta, const float* weight, float offset,
                  float eps, std::int64_t k, float* u) {
-  F squares = f_zero();
   for (std::int64_t c = 0; c < k; c += 16) {
     F h = load_upto(residual + c, k - c);
     if (delta != nullptr) h = f_add(h, load_upto(delta + c, k - c));
-    squares = f_fma(h, h, squares);
     store_upto(u + c, h, k - c);
   }
-  const F inv = f_set1(1.0f / __builtin_sqrtf(reduce_add(squares) / static_cast<float>(k) + eps));
+  const F inv = f_set1(1.0f / __builtin_sqrtf(sum_squares(u, k) / static_cast<float>(k) + eps));
   for (std::int64_t c = 0; c < k; c += 16) {
     const F g = f_add(load_upto(weight + c, k - c), f_set1(offset));
     store_upto(u + c, f_mul(f_mul(load_upto(u + c, k - c), inv), g), k - c);

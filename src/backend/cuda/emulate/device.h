@@ -80,6 +80,10 @@ inline int atomic_add(int* p, int x) {
 inline void copy_async16(void* shared, const void* global) {
   emulate::copy_async(shared, global, 16);
 }
+struct ReadOnce {};
+inline void copy_async16(void* shared, const void* global, ReadOnce) {
+  copy_async16(shared, global);
+}
 inline void copy_async_commit() { emulate::copy_async_commit(); }
 template <int Left>
 inline void copy_async_wait() {

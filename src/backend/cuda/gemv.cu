@@ -1,0 +1,415 @@
+// y = W x for up to 8 rows of x, symmetric INT4 with fp16 scales whose groups never part a stage:
+// what decoding consists of. multiply.cu takes everything else, with the same bits.
+//
+// An item is a tile of 16 rows of W. A block of 16 warps takes a run of items. K is cut into the
+// segments of ops/pieces.h (of a row-parallel matrix: its pieces), one a warp; up to 8 warps make a
+// team, and teams take the block's items by turns. A lane brings its 16 bytes of a stage through a
+// ring in shared memory (cp.async), which fills before the launch before has ended and goes on
+// across tiles. A warp sums its segment alone, in ascending order, in registers; what 16 rows of W
+// sum to waits in shared memory until the round's items are done; then one thread a (row of W, row
+// of x) adds the segments in order. One barrier a round; two buffers.
+// Fixed point: mma.m16n8k32 on codes (u8) and the two signed-byte limbs of x in two columns.
+//
+// Few instructions, 64 registers and half of the shared memory: the next launch's blocks fit beside
+// this one's and fill their rings while it ends, and short launches are not spent fetching code.
+// Aliasing: ops/linear.h.
+#include "backend/cuda/rows.cuh"
+#include "ops/pieces.h"
+
+namespace nibble::NIBBLE_CUDA_NS {
+namespace {
+
+constexpr int kCodeBytes = 512, kScaleBytes = 32;  // of a stage
+// A warp has two slots of this many stages, one in use, the other on its way.
+constexpr int kLongSlot = 5, kShortSlot = 3;
+constexpr int slot_bytes(int stages) { return stages * (kCodeBytes + kScaleBytes); }
+constexpr int kRoundItems = 10, kRoundFloats = 4096;  // at most
+
+struct Output {
+  const std::uint8_t *codes, *scales;
+  const float* bias;
+  float* y;
+  std::int64_t ldy;
+  int n, first;  // first: job
+};
+
+// Small: a launch's arguments come from memory.
+struct GemvArgs {
+  Source source;
+  Fixed fixed;
+  const Task* tasks;
+  const int* task_count;
+  Output out[kMaxOutputs];
+  int outputs, m, int8, swiglu, pieces;  // pieces: y [row][piece][ldy]
+  // What the matrices share.
+  int stages, groups, group_shift, tree, parts, part_end[kMaxPieces];
+  // How a block divides the work: jobs of a matrix, rows of x of an item.
+  int team_warps, jobs, width, round_items, copy_rows;
+};
+
+// The segments of one warp: of a piece, its own; else one.
+struct Segments {
+  int count, end[kMaxPieces];  // stages
+};
+
+// The runs of stages of one warp, in the order of their use: at most a slot's, of one segment.
+template <int Slot>
+struct Stream {
+  char* slot;  // + 16 lane
+  int other, item, end, step, first, segment, left, s;
+  const std::uint8_t *codes, *scales;  // + 16 lane
+  ReadOnce once;
+
+  __device__ __forceinline__ void locate(const GemvArgs& a, const Output* outputs,
+                                         const Segments& own) {
+    int matrix = 0, out = 0, tile = item;
+    if (a.tasks != nullptr) {
+      const int each = a.swiglu ? 2 * a.jobs : a.jobs;
+      matrix = a.tasks[item / each].matrix, tile = item % each;
+    }
+    if (a.swiglu)
+      out = tile % 2, tile /= 2;
+    else
+      while (out + 1 < a.outputs && tile >= outputs[out + 1].first) ++out;
+    const Output& o = outputs[out];
+    const std::int64_t at = static_cast<std::int64_t>(matrix) * a.jobs + tile - o.first;
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    codes = o.codes + (at * a.stages + first) * kCodeBytes + lane * 16;
+    scales = o.scales + at * a.groups * kScaleBytes + lane % 2 * 16;
+    s = first + lane / 2, segment = 0, left = own.end[0] - first;
+  }
+  __device__ __forceinline__ void bring(const GemvArgs& a, const Output* outputs,
+                                        const Segments& own) {
+    if (item < end) {
+      const int lane = static_cast<int>(threadIdx.x) % 32, now = left < Slot ? left : Slot;
+#pragma unroll
+      for (int j = 0; j < Slot; ++j)
+        if (j < now) copy_async16(slot + j * kCodeBytes, codes + j * kCodeBytes, once);
+      if (lane < 2 * now)
+        copy_async16(slot + Slot * kCodeBytes, scales + (s >> a.group_shift) * kScaleBytes, once);
+      codes += now * kCodeBytes, s += now, left -= now;
+      if (left == 0) {
+        if (++segment < own.count) {
+          left = own.end[segment] - own.end[segment - 1];
+        } else {
+          item += step;
+          if (item < end) locate(a, outputs, own);
+        }
+      }
+    }
+    copy_async_commit();
+    slot += other, other = -other;
+  }
+};
+
+// A stage of a tile. codes: + 16 lane; scales: of this lane's two rows; x and y: of this lane.
+template <int Octets>
+__device__ __forceinline__ void add_stage(const char* codes, const char* scales,
+                                          const uint4* const (&x)[Octets],
+                                          const RowMeta* const (&y)[Octets], int s,
+                                          float (&acc)[Octets][2]) {
+  constexpr std::uint32_t kLow = 0x0f0f0f0f;
+  const uint4 v = *reinterpret_cast<const uint4*>(codes);
+  const std::uint32_t scale = *reinterpret_cast<const std::uint32_t*>(scales);
+  const std::uint32_t w[8] = {v.x & kLow, v.y & kLow, v.x >> 4 & kLow, v.y >> 4 & kLow,
+                              v.z & kLow, v.w & kLow, v.z >> 4 & kLow, v.w >> 4 & kLow};
+  const float low = from_half(static_cast<std::uint16_t>(scale)),
+              high = from_half(static_cast<std::uint16_t>(scale >> 16));
+#pragma unroll
+  for (int o = 0; o < Octets; ++o) {
+    const uint4 b = x[o][8 * s];
+    const RowMeta of = y[o][s];
+    int c[4] = {0, of.minus8, 0, of.minus8};
+    mma_u8s8(c, w[0], w[1], w[2], w[3], b.x, b.y);
+    mma_u8s8(c, w[4], w[5], w[6], w[7], b.z, b.w);
+    acc[o][0] = fmaf(static_cast<float>(c[0] * 256 + c[1]), low * of.scale, acc[o][0]);
+    acc[o][1] = fmaf(static_cast<float>(c[2] * 256 + c[3]), high * of.scale, acc[o][1]);
+  }
+}
+
+// Own: rows of x are in this block's shared memory.
+template <int Octets, int Slot, bool Own>
+__global__ void __launch_bounds__(kRowThreads, Octets == 1 ? 2 : 1)
+    gemv(const __grid_constant__ GemvArgs a) {
+  const int tid = static_cast<int>(threadIdx.x), lane = tid % 32, warp = tid / 32;
+  start_next();
+  char* memory = shared_memory();
+  Output* const outputs = reinterpret_cast<Output*>(memory + 2 * kRowWarps * slot_bytes(Slot));
+  Segments* const segments = reinterpret_cast<Segments*>(outputs + kMaxOutputs);
+  float* const scratch = reinterpret_cast<float*>(segments + kMaxPieces);
+  float* const sums = scratch + 2 * kRowWarps;
+  const int each = a.width * kTile, item_floats = a.parts * each,
+            round_floats = a.round_items * item_floats;
+  char* const own_words = reinterpret_cast<char*>(sums + 2 * round_floats);
+#pragma unroll
+  for (int i = 0; i < kMaxOutputs; ++i)
+    if (tid == i) outputs[i] = a.out[i];
+#pragma unroll
+  for (int i = 0; i < kMaxPieces; ++i)
+    if (tid - 32 == i) {
+      const int begin = i == 0 ? 0 : a.part_end[i - 1], stages = a.part_end[i] - begin;
+      segments[i].count = a.tree ? segment_count(stages) : 1;
+      for (int j = 0; j < segments[i].count; ++j)
+        segments[i].end[j] = begin + (a.tree ? segment_end(stages, j) : stages);
+    }
+  block_sync();
+
+  // This warp's stages, and whose turn is whose.
+  const int team_warps = a.team_warps, teams = kRowWarps / team_warps, team = warp / team_warps,
+            part = warp % team_warps;
+  const Segments& own = segments[part];
+  const int first = part == 0 ? 0 : segments[part - 1].end[segments[part - 1].count - 1],
+            last = own.end[own.count - 1];
+  int jobs = a.jobs;
+  if (a.tasks != nullptr) {
+    await_last();  // for the tasks
+    jobs *= *a.task_count;
+  }
+  const int per_job = a.swiglu ? 2 : 1, blocks = static_cast<int>(gridDim.x),
+            block = static_cast<int>(blockIdx.x);
+  const int begin = static_cast<int>(static_cast<std::int64_t>(jobs) * block / blocks) * per_job,
+            end =
+                static_cast<int>(static_cast<std::int64_t>(jobs) * (block + 1) / blocks) * per_job;
+  char* slot = memory + warp * (2 * slot_bytes(Slot));  // in use
+  int other = slot_bytes(Slot);
+  Stream<Slot> stream{};
+  stream.slot = slot + lane * 16, stream.other = other, stream.step = teams, stream.first = first;
+  stream.item = begin + team, stream.end = part < a.parts && first < last ? end : begin;
+  if (stream.item < stream.end) stream.locate(a, outputs, own);
+#pragma unroll 1
+  for (int i = 0; i < 2; ++i) stream.bring(a, outputs, own);
+
+  const uint4* words = reinterpret_cast<const uint4*>(own_words);
+  const RowMeta* meta =
+      reinterpret_cast<const RowMeta*>(own_words + (Own ? a.copy_rows : 0) * a.stages * 128);
+  if constexpr (!Own) {
+    await_last();
+    words = static_cast<const uint4*>(a.fixed.words), meta = a.fixed.meta;
+  } else if (a.fixed.words == nullptr) {  // every block prepares x itself
+    RowMeta* own_meta = const_cast<RowMeta*>(meta);
+    const std::int64_t k = a.source.k;
+    const Slice slice{static_cast<int>(k * block / blocks),
+                      static_cast<int>(k * (block + 1) / blocks)};
+    if (a.source.kind == Source::Norm) {
+      NormWeights weights;
+      weights.load(a.source);
+      await_last();
+#pragma unroll 1
+      for (int r = 0; r < a.m; ++r)
+        norm_row<false>(a.source, r, r, a.int8, weights, slice, own_words + r * a.stages * 128,
+                        own_meta + r * a.stages, scratch);
+    } else {
+      await_last();
+#pragma unroll 1
+      for (int r = 0; r < a.m; ++r)
+        plain_row<false>(a.source, r, warp, kRowWarps, a.int8, own_words + r * a.stages * 128,
+                         own_meta + r * a.stages);
+    }
+    block_sync();
+  } else {
+    await_last();
+    const int bytes = a.copy_rows * a.stages * (128 + static_cast<int>(sizeof(RowMeta)));
+    const char* from = static_cast<const char*>(a.fixed.words);  // meta lies behind the words
+#pragma unroll 4
+    for (int i = tid * 16; i < bytes; i += kRowThreads * 16)
+      *reinterpret_cast<uint4*>(own_words + i) = *reinterpret_cast<const uint4*>(from + i);
+    block_sync();
+  }
+
+  // One round if all fits.
+  const int round_items = end - begin <= 2 * a.round_items ? 2 * a.round_items : a.round_items;
+#pragma unroll 1
+  for (int at = begin, turn = 0; at < end; at += round_items, turn ^= 1) {
+    float* const round = sums + turn * round_floats;
+    const int stop = at + round_items < end ? at + round_items : end;
+#pragma unroll 1
+    for (int item = at + team; item < stop; item += teams) {
+      if (part >= a.parts) break;
+      const Task* task = a.tasks != nullptr ? a.tasks + item / (a.jobs * per_job) : nullptr;
+      const int count = task != nullptr ? task->rows : a.m;
+      const uint4* x[Octets];    // column 8 o + lane / 4 of B: limb, row of x
+      const RowMeta* y[Octets];  // rows 4 o + lane % 4, whose sums this lane holds
+#pragma unroll
+      for (int o = 0; o < Octets; ++o) {  // where there is no such row: others', for nobody
+        int in = 4 * o + lane / 8, of = 4 * o + lane % 4;
+        in = in < count ? in : 0, of = of < count ? of : 0;
+        if (task != nullptr) in = task->x[in], of = task->x[of];
+        x[o] = words + in * a.stages * 8 + lane / 4 % 2 * 4 + lane % 4;
+        y[o] = meta + of * a.stages;
+      }
+      float total[Octets][2] = {};
+      int s = first;
+#pragma unroll 1
+      for (int segment = 0; segment < own.count; ++segment) {
+        const int here = own.end[segment];
+        float acc[Octets][2] = {};
+#pragma unroll 1
+        while (s < here) {
+          const int now = here - s < Slot ? here - s : Slot;
+          copy_async_wait<1>();
+          warp_sync();
+          const char *codes = slot + lane * 16, *scales = slot + Slot * kCodeBytes + lane / 4 * 4;
+          const auto add = [&](int j) {
+            add_stage<Octets>(codes + j * kCodeBytes, scales + j * kScaleBytes, x, y, s + j, acc);
+          };
+          if (now == Slot) {
+#pragma unroll
+            for (int j = 0; j < Slot; ++j) add(j);
+          } else if (now == Slot - 1) {
+#pragma unroll
+            for (int j = 0; j < Slot - 1; ++j) add(j);
+          } else {
+#pragma unroll 1
+            for (int j = 0; j < now; ++j) add(j);
+          }
+          s += now;
+          warp_sync();  // all have read the slot
+          stream.bring(a, outputs, own);
+          slot += other, other = -other;
+        }
+#pragma unroll
+        for (int o = 0; o < Octets; ++o)
+#pragma unroll
+          for (int h = 0; h < 2; ++h) total[o][h] = total[o][h] + acc[o][h];
+      }
+      float* to = round + (item - at) * item_floats + part * each + lane / 4;
+#pragma unroll
+      for (int o = 0; o < Octets; ++o) {
+        const int m = 4 * o + lane % 4;
+        if (m < count) to[m * kTile] = total[o][0], to[m * kTile + 8] = total[o][1];
+      }
+    }
+    block_sync();
+    // Sums of segments or pieces, bias, SwiGLU: by 16 threads a (job, row of x).
+#pragma unroll 1
+    for (int i = tid / kTile; i < (stop - at) / per_job * a.width; i += kRowThreads / kTile) {
+      const int of = a.width == 1 ? i : i / a.width, job = at / per_job + of, m = i - of * a.width;
+      int out = 0, tile = job;
+      std::int64_t y_row = m;
+      if (a.tasks != nullptr) {
+        const Task* task = a.tasks + job / a.jobs;
+        tile = job % a.jobs;
+        if (m >= task->rows) continue;
+        y_row = task->y[m];
+      }
+      if (!a.swiglu)
+        while (out + 1 < a.outputs && tile >= outputs[out + 1].first) ++out;
+      const Output& o = outputs[out];
+      const int n = (tile - o.first) * kTile + tid % kTile;
+      if (n >= o.n) continue;
+      const float* from = round + of * per_job * item_floats + m * kTile + tid % kTile;
+      float v[2] = {};
+#pragma unroll 1
+      for (int which = 0; which < per_job; ++which, from += item_floats) {
+        float p[kMaxPieces];
+#pragma unroll
+        for (int j = 0; j < kMaxPieces; ++j) p[j] = j < a.parts ? from[j * each] : 0.0f;
+        if (a.pieces) {
+#pragma unroll
+          for (int j = 0; j < kMaxPieces; ++j)
+            if (j < a.parts) o.y[(y_row * kMaxPieces + j) * o.ldy + n] = p[j];
+          break;
+        }
+        float sum = 0;
+        if (a.tree) {  // of fewer pieces the others are zeros, which add nothing
+          const float left = (p[0] + p[1]) + (p[2] + p[3]), right = (p[4] + p[5]) + (p[6] + p[7]);
+          sum = a.parts == 8 ? left + right : a.parts == 4 ? left : p[0] + p[1];
+        } else {
+#pragma unroll
+          for (int j = 0; j < kMaxPieces; ++j)
+            if (j < a.parts) sum = sum + p[j];
+        }
+        const float* bias = outputs[a.swiglu ? which : out].bias;
+        if (bias != nullptr) sum = sum + bias[n];
+        if (which == 0)
+          v[0] = sum;
+        else
+          v[1] = sum;
+      }
+      if (!a.pieces) o.y[y_row * o.ldy + n] = a.swiglu ? silu(v[0]) * v[1] : v[0];
+    }
+  }
+}
+
+static_assert(sizeof(Output) % 16 == 0 && kMaxPieces * sizeof(Segments) % 16 == 0);
+
+// What a launch asks for; returns its bytes of shared memory without rows of x.
+std::size_t divide(const MultiplyArgs& from, int slot, GemvArgs& a) {
+  const Matrix& w = from.out[0].w;
+  a = {};
+  a.source = from.source, a.fixed = from.fixed;
+  a.tasks = from.tasks, a.task_count = from.task_count;
+  a.outputs = from.outputs, a.m = from.m, a.int8 = from.int8;
+  a.swiglu = from.finish == Finish::SwiGlu, a.pieces = from.finish == Finish::Pieces;
+  for (int i = 0; i < a.outputs; ++i) {
+    const Product& p = from.out[i];
+    a.out[i] = {p.w.codes, p.w.scales, p.bias, p.y, p.ldy, p.w.n, a.swiglu ? 0 : a.jobs};
+    if (i == 0 || !a.swiglu) a.jobs += p.w.tiles;
+  }
+  a.stages = w.stages, a.groups = w.groups, a.group_shift = w.group_shift;
+  a.tree = w.pieces > 1;
+  a.parts = a.tree ? w.pieces : segment_count(w.stages);
+  for (int i = 0; i < kMaxPieces; ++i)
+    a.part_end[i] = i >= a.parts ? w.stages : a.tree ? w.piece_end[i] : segment_end(w.stages, i);
+  a.team_warps = 1;
+  while (a.team_warps < a.parts) a.team_warps *= 2;
+  a.width = from.tasks == nullptr ? from.m : from.task_rows < kMaxRows ? from.task_rows : kMaxRows;
+  const int item = a.parts * a.width * kTile;
+  // Whole turns of all teams, whole jobs.
+  const int teams = kRowWarps / a.team_warps, unit = teams > 2 ? teams : 2,
+            most = kRoundFloats / item < kRoundItems ? kRoundFloats / item : kRoundItems;
+  a.round_items = most > unit ? most / unit * unit : unit;
+  return static_cast<std::size_t>(2 * kRowWarps * slot_bytes(slot)) + sizeof a.out +
+         kMaxPieces * sizeof(Segments) +
+         static_cast<std::size_t>(2 * kRowWarps + 2 * a.round_items * item) * sizeof(float);
+}
+std::size_t row_bytes(const MultiplyArgs& a) {
+  return static_cast<std::size_t>(a.m) * static_cast<std::size_t>(a.out[0].w.stages) *
+         (128 + sizeof(RowMeta));
+}
+
+using Kernel = void (*)(GemvArgs);
+template <int Octets, int Slot>
+Kernel kernel_of(bool own) {
+  return own ? gemv<Octets, Slot, true> : gemv<Octets, Slot, false>;
+}
+
+}  // namespace
+
+bool can_gemv(const Queue& q, const MultiplyArgs& a) {
+  const Matrix& first = a.out[0].w;
+  for (int i = 0; i < a.outputs; ++i) {
+    const Matrix& w = a.out[i].w;
+    if (w.type != kInt4 || w.scale_bytes != 2 || !w.regular || w.group_shift < 0) return false;
+    if (w.group_shift != first.group_shift) return false;
+  }
+  GemvArgs b;
+  return (a.tasks != nullptr || a.m <= kMaxRows) && divide(a, kShortSlot, b) <= q.shared_limit;
+}
+
+bool can_fuse_gemv(const Queue& q, const MultiplyArgs& a) {
+  GemvArgs b;
+  return can_gemv(q, a) && a.m <= kMaxRows && rows_in_registers(a.source) &&
+         divide(a, kShortSlot, b) + row_bytes(a) <= q.shared_limit;
+}
+
+void launch_gemv(const Queue& q, const MultiplyArgs& from) {
+  GemvArgs a;
+  const bool fused = from.fixed.words == nullptr;
+  const std::size_t rows = row_bytes(from), least = fused ? rows : 0;
+  const bool is_short = divide(from, kLongSlot, a) + least > q.shared_limit;
+  std::size_t shared = divide(from, is_short ? kShortSlot : kLongSlot, a) + least;
+  const bool copied = !fused && shared + rows <= q.shared_limit, own = fused || copied;
+  if (copied) shared += rows;
+  if (own) a.copy_rows = a.m;
+  const int most = q.blocks > 0 ? q.blocks : q.multiprocessors,
+            jobs = a.tasks != nullptr ? a.jobs * from.max_tasks : a.jobs;
+  const Kernel kernel =
+      a.width > 4 ? is_short ? kernel_of<2, kShortSlot>(own) : kernel_of<2, kLongSlot>(own)
+      : is_short ? kernel_of<1, kShortSlot>(own)
+                  : kernel_of<1, kLongSlot>(own);
+  launch(q, "gemv", kernel, dim3{static_cast<unsigned>(jobs < most ? jobs : most)}, kRowThreads,
+         shared, a);
+}
+
+}  // namespace nibble::NIBBLE_CUDA_NS
