@@ -135,6 +135,7 @@ __global__ void __launch_bounds__(kThreads) attend(const __grid_constant__ Atten
   const float none = bits_float(static_cast<int>(0xff800000u));
   for (int i = tid; i < blocks * kBlock; i += kThreads) {
     float s = 0;
+#pragma unroll 8  // many loads on their way
     for (int d = 0; d < hd; d += 8) {
       const std::int64_t from = head_at + key_index(c, begin + i, d);
       float k[8];

@@ -6,7 +6,7 @@
 namespace nibble::NIBBLE_CUDA_NS {
 namespace {
 
-constexpr int kThreads = 256, kLanes = 32;
+constexpr int kThreads = 256, kMixThreads = 64, kLanes = 32;
 
 // One warp a token. NaN is never above another value; the first expert left is, where it is NaN.
 __global__ void __launch_bounds__(kLanes)
@@ -76,23 +76,21 @@ __global__ void __launch_bounds__(kThreads)
   if (threadIdx.x == 0) *count = *tasks;
 }
 
-__global__ void __launch_bounds__(kThreads) mix(const __grid_constant__ MixArgs a) {
+__global__ void __launch_bounds__(kMixThreads) mix(const __grid_constant__ MixArgs a) {
   start_next(), await_last();
   const int token = static_cast<int>(blockIdx.y),
-            c = static_cast<int>(blockIdx.x * kThreads + threadIdx.x);
+            c = static_cast<int>(blockIdx.x * kMixThreads + threadIdx.x);
   if (c >= a.n) return;
   const float shared = sigmoid(a.shared[token]);
   float sum[kMaxPieces];
 #pragma unroll
   for (int p = 0; p < kMaxPieces; ++p) sum[p] = 0;
   bool good = true;
+#pragma unroll 4  // no load waits for another
   for (int s = 0; s < a.k; ++s) {
     const std::int64_t pair = static_cast<std::int64_t>(token) * a.k + s;
     const int id = a.ids[pair];
-    if (id < 0 || id >= a.experts) {
-      good = false;
-      break;
-    }
+    good = good && id >= 0 && id < a.experts;
     const float w = a.weights[pair];
     const float* part = a.parts + pair * kMaxPieces * a.n + c;
 #pragma unroll
@@ -119,9 +117,9 @@ void launch_group(const Queue& q, const int* ids, int m, int k, int experts, Tas
   launch(q, "group", group, dim3{1}, kThreads, sizeof(int), ids, m, k, experts, up, down, count);
 }
 void launch_mix(const Queue& q, const MixArgs& a) {
-  const dim3 grid{static_cast<unsigned>((a.n + kThreads - 1) / kThreads),
+  const dim3 grid{static_cast<unsigned>((a.n + kMixThreads - 1) / kMixThreads),
                   static_cast<unsigned>(a.m)};
-  launch(q, "mix", mix, grid, kThreads, 0, a);
+  launch(q, "mix", mix, grid, kMixThreads, 0, a);
 }
 
 }  // namespace nibble::NIBBLE_CUDA_NS
