@@ -5,7 +5,7 @@
 namespace nibble {
 
 std::unique_ptr<Backend> emulated_backend(int blocks, int schedule) {
-  return std::make_unique<cuda_emulated::CudaBackend>(1, blocks, schedule);
+  return std::make_unique<cuda_emulated::CudaBackend>(1, blocks, schedule, blocks == 1);
 }
 std::vector<std::unique_ptr<Backend>> emulated_backends() {
   std::vector<std::unique_ptr<Backend>> v;

@@ -4,7 +4,7 @@
 // and adds pieces as the tree. Rows of x are prepared before (launch_prepare).
 //
 // A block of 8 warps takes 64 rows of x and 8 R tiles of W, a warp R tiles of 16 rows (with SwiGLU:
-// a tile of gate and the same of up). Stages come through three buffers in shared memory
+// a tile of gate and the same of up). Stages come through buffers in shared memory
 // (cp.async): 8 KB of x for all warps, 512 bytes of codes (1024 of int8) a tile. Codes become mma's
 // bytes in registers, once for 64 rows of x. Blocks of the same tiles are neighbours, so that W is
 // read from memory once and else from L2.
@@ -15,8 +15,11 @@
 namespace nibble::NIBBLE_CUDA_NS {
 namespace {
 
-constexpr int kWarps = 8, kThreads = 32 * kWarps, kBuffers = 3, kRows = 64, kOctets = kRows / 4;
+constexpr int kWarps = 8, kThreads = 32 * kWarps, kRows = 64, kOctets = kRows / 4;
 constexpr int kInputBytes = kRows * (128 + static_cast<int>(sizeof(RowMeta)));
+
+// Of two blocks on a multiprocessor, each has one more on its way; of one, two.
+constexpr int buffers(bool two_blocks) { return two_blocks ? 2 : 3; }
 
 struct Where {
   const Product* o;
@@ -28,58 +31,67 @@ __device__ __forceinline__ Where where(const MultiplyArgs& a, int job) {
   return {out < a.outputs ? &a.out[out] : nullptr, job};
 }
 
-// The sums of one thread: rows g and g + 8 of each tile times rows 4 o + t of x.
-template <int R, bool Pieces>
+// The sums of one thread: rows g and g + 8 of each tile times rows 4 o + t of x. What is seldom
+// touched (of one piece: the segments; of several: pieces that wait for their like in the tree)
+// lies Far, in shared memory where there is room, and leaves registers to the products.
+template <int R, bool Pieces, bool Far>
 struct Sums {
-  float acc[R][kOctets][2] = {}, segments[R][kOctets][2] = {};
-  float one[Pieces ? R : 1][kOctets][2], two[Pieces ? R : 1][kOctets][2],
-      four[Pieces ? R : 1][kOctets][2];
+  static constexpr int kValues = R * kOctets * 2, kLevels = Pieces ? 3 : 1;
+  static constexpr std::size_t kFarBytes = Far ? sizeof(float) * kLevels * kValues * kThreads : 0;
+  float acc[kValues] = {};
+  float segments[Pieces ? kValues : 1] = {};
+  float near_[Far ? 1 : kLevels][kValues];
+  float* far;  // + tid
   int piece = 0;
+  bool empty = true;
+  __device__ __forceinline__ explicit Sums(char* shared)
+      : far(reinterpret_cast<float*>(shared) + threadIdx.x) {}
+  __device__ __forceinline__ float& level(int n, int i) {
+    return Far ? far[(n * kValues + i) * kThreads] : near_[n][i];
+  }
+  __device__ __forceinline__ float& segment(int i) { return Pieces ? segments[i] : level(0, i); }
   __device__ __forceinline__ void close_segment() {
 #pragma unroll
-    for (int r = 0; r < R; ++r)
-#pragma unroll
-      for (int o = 0; o < kOctets; ++o)
-#pragma unroll
-        for (int h = 0; h < 2; ++h) {
-          segments[r][o][h] = segments[r][o][h] + acc[r][o][h];
-          acc[r][o][h] = 0;
-        }
+    for (int i = 0; i < kValues; ++i) {
+      segment(i) = (!Pieces && empty ? 0.0f : segment(i)) + acc[i];
+      acc[i] = 0;
+    }
+    empty = false;
   }
-  // A piece has ended; after the last, `segments` is the whole.
+  // A piece has ended; after the last, segment() is the whole.
   __device__ __forceinline__ void close(int pieces) {
     const int p = piece++;
     if constexpr (Pieces) {
-      const bool last = p + 1 == pieces;
 #pragma unroll
-      for (int r = 0; r < R; ++r)
-#pragma unroll
-        for (int o = 0; o < kOctets; ++o)
-#pragma unroll
-          for (int h = 0; h < 2; ++h) {
-            float v = segments[r][o][h];
-            if (p % 2 == 0) {
-              one[r][o][h] = v;
-            } else {
-              v = one[r][o][h] + v;
-              if (p / 2 % 2 == 0) {
-                two[r][o][h] = v;
-              } else {
-                v = two[r][o][h] + v;
-                if (p / 4 % 2 == 0)
-                  four[r][o][h] = v;
-                else
-                  v = four[r][o][h] + v;
-              }
-            }
-            segments[r][o][h] = last ? v : 0.0f;
+      for (int i = 0; i < kValues; ++i) {
+        float v = segments[i];
+        if (p % 2 == 0) {
+          level(0, i) = v;
+        } else {
+          v = level(0, i) + v;
+          if (p / 2 % 2 == 0) {
+            level(1, i) = v;
+          } else {
+            v = level(1, i) + v;
+            if (p / 4 % 2 == 0)
+              level(2, i) = v;
+            else
+              v = level(2, i) + v;
           }
+        }
+        segments[i] = p + 1 == pieces ? v : 0.0f;
+      }
     }
   }
 };
+template <int R>
+__device__ __forceinline__ constexpr int value(int r, int o, int h) {
+  return (r * kOctets + o) * 2 + h;
+}
 
-template <int R, bool Pieces>
-__global__ void __launch_bounds__(kThreads, 1) gemm(const __grid_constant__ MultiplyArgs a) {
+template <int R, bool Pieces, bool Far>
+__global__ void __launch_bounds__(kThreads, Far && !Pieces ? 2 : 1)
+    gemm(const __grid_constant__ MultiplyArgs a) {
   start_next(), await_last();
   const int tid = static_cast<int>(threadIdx.x), lane = tid % 32, warp = tid / 32, g = lane / 4,
             t = lane % 4;
@@ -94,7 +106,8 @@ __global__ void __launch_bounds__(kThreads, 1) gemm(const __grid_constant__ Mult
                : job < a.jobs ? Where{&a.out[r], job}
                               : Where{nullptr, 0};
 
-  char* memory = shared_memory();
+  constexpr int kBuffers = buffers(Far && !Pieces);
+  char* memory = shared_memory() + Sums<R, Pieces, Far>::kFarBytes;
   const int buffer_bytes = kInputBytes + kWarps * R * a.slot_bytes;
   const auto bring = [&](int s) {
     char* to = memory + s % kBuffers * buffer_bytes;
@@ -128,7 +141,7 @@ __global__ void __launch_bounds__(kThreads, 1) gemm(const __grid_constant__ Mult
   };
   for (int s = 0; s + 1 < kBuffers; ++s) bring(s);
 
-  Sums<R, Pieces> sums;
+  Sums<R, Pieces, Far> sums(shared_memory());
   int segment = 0;  // its end
   for (int s = 0; s < stages; ++s) {
     copy_async_wait<kBuffers - 2>();
@@ -185,8 +198,9 @@ __global__ void __launch_bounds__(kThreads, 1) gemm(const __grid_constant__ Mult
         }
 #pragma unroll
         for (int h = 0; h < 2; ++h)
-          sums.acc[r][o][h] = fmaf(static_cast<float>(c[2 * h] * 256 + c[2 * h + 1] + less),
-                                   scale[r][h] * x.scale, sums.acc[r][o][h]);
+          sums.acc[value<R>(r, o, h)] =
+              fmaf(static_cast<float>(c[2 * h] * 256 + c[2 * h + 1] + less), scale[r][h] * x.scale,
+                   sums.acc[value<R>(r, o, h)]);
       }
     }
     if (s + 1 == segment) sums.close_segment();
@@ -196,7 +210,7 @@ __global__ void __launch_bounds__(kThreads, 1) gemm(const __grid_constant__ Mult
 
   const auto biased = [&](int r, int o, int h) {
     const int at = tiles[r].tile * kTile + g + 8 * h;
-    const float v = sums.segments[r][o][h];
+    const float v = sums.segment(value<R>(r, o, h));
     return tiles[r].o->bias != nullptr && at < tiles[r].o->w.n ? v + tiles[r].o->bias[at] : v;
   };
 #pragma unroll
@@ -239,9 +253,17 @@ void launch_gemm(const Queue& q, MultiplyArgs a) {
   a.jobs = warps;
   const dim3 grid{static_cast<unsigned>((a.m + kRows - 1) / kRows),
                   static_cast<unsigned>((warps + kWarps - 1) / kWarps)};
-  const auto shared =
-      static_cast<std::size_t>(kBuffers * (kInputBytes + kWarps * per_warp * a.slot_bytes));
-  launch(q, "gemm", pieces ? gemm<1, true> : gemm<2, false>, grid, kThreads, shared, a);
+  const auto shared = [&](int count, std::size_t far) {
+    return far + static_cast<std::size_t>(count * (kInputBytes + kWarps * per_warp * a.slot_bytes));
+  };
+  const std::size_t whole = shared(buffers(false), 0),
+                    far = pieces ? shared(buffers(false), Sums<1, true, true>::kFarBytes)
+                                 : shared(buffers(true), Sums<2, false, true>::kFarBytes);
+  const bool fits = far <= q.shared_limit;
+  const auto kernel = pieces ? fits ? gemm<1, true, true> : gemm<1, true, false>
+                      : fits ? gemm<2, false, true>
+                             : gemm<2, false, false>;
+  launch(q, "gemm", kernel, grid, kThreads, fits ? far : whole, a);
 }
 
 }  // namespace nibble::NIBBLE_CUDA_NS
