@@ -46,8 +46,8 @@ class CudaWeight final : public Weight {
 
 class CudaBackend final : public Backend {
  public:
-  // threads: that pack weights. For tests: blocks, schedule (runtime.h, Queue); small: no more shared
-  // memory than compute capability 8.9 has.
+  // threads: that pack weights. For tests: blocks, schedule (runtime.h, Queue); small: no more
+  // shared memory than compute capability 8.9 has.
   explicit CudaBackend(int threads, int blocks = 0, int schedule = 0, bool small = false);
   ~CudaBackend() override;
   std::string describe() const override;
