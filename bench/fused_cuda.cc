@@ -12,9 +12,6 @@
 #include "verify/operation.h"
 
 namespace nibble {
-
-double device_read_limit();
-
 namespace {
 
 using Clock = std::chrono::steady_clock;
@@ -128,7 +125,7 @@ int main(int argc, char** argv) {
   using namespace nibble;
   try {
     const auto device = make_backend("cuda", 0), cpu = make_backend("cpu", 0);
-    const double limit = device_read_limit();
+    const double limit = device->read_bandwidth();
     std::printf("%s\nread limit %.0f GB/s\n", device->describe().c_str(), limit / 1e9);
     std::vector<Shape> shapes;
     for (int i = 1; i < argc; ++i) {

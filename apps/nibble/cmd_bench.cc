@@ -181,10 +181,8 @@ void bench_model(const Options& o) {
     ModelFlags flags = o.model;
     flags.threads = threads;
     const auto engine = load_engine(*checkpoint, flags, context);
-    // Of the host; a device's read limit is bench/fused_cuda's to measure.
-    const double read =
-        flags.device != "cuda" ? measure_bandwidth(engine->threads(), 0.5).median : 0;
-    Bench bench(*engine, read);
+    const double device = engine->read_bandwidth();
+    Bench bench(*engine, device > 0 ? device : measure_bandwidth(engine->threads(), 0.5).median);
     for (const Test& t : tests) {
       Progress progress("bench");
       rows.push_back(bench.run(t, o.repeat, progress));

@@ -41,6 +41,9 @@ class Backend {
   // Bytes that alloc() may still give; 0: not known here.
   virtual std::uint64_t available_memory() const { return 0; }
 
+  // Bytes a second that a device reads of its memory, measured now; 0: this one has the host's.
+  virtual double read_bandwidth() { return 0; }
+
   // What the operations of a step read on the host; it stays as it is until the step ends.
   struct Step {
     std::span<const std::int32_t> ids;

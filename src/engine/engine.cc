@@ -155,6 +155,7 @@ std::int64_t Engine::context() const { return impl_->context; }
 std::int64_t Engine::vocab() const { return impl_->vocab; }
 int Engine::slots() const { return impl_->options.slots; }
 int Engine::threads() const { return impl_->backend->threads(); }
+double Engine::read_bandwidth() const { return impl_->backend->read_bandwidth(); }
 const EngineMemory& Engine::memory() const { return impl_->memory; }
 std::string Engine::describe() const {
   return fmt::format("{}, {} activations", impl_->backend->describe(),

@@ -73,7 +73,8 @@ class Engine {
   std::int64_t vocab() const;
   int slots() const;
   int threads() const;
-  std::string describe() const;  // "cpu avx512-vnni, 2 threads, int16 activations"
+  double read_bandwidth() const;  // bytes/s of the device's memory, measured now; 0: the host's
+  std::string describe() const;   // "cpu avx512-vnni, 2 threads, int16 activations"
   const EngineMemory& memory() const;
 
  private:

@@ -1,6 +1,7 @@
 #include "backend/cuda/cuda_backend.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cstring>
 
 #include "backend/cuda/failure.h"
@@ -63,6 +64,26 @@ void CudaBackend::upload(void* device, const void* host, std::size_t bytes) {
 }
 void CudaBackend::download(void* host, const void* device, std::size_t bytes) {
   copy_out(q_, host, device, bytes);
+}
+// The median of nine passes over what no cache holds.
+double CudaBackend::read_bandwidth() {
+  if (is_host()) return 0;
+  using Clock = std::chrono::steady_clock;
+  const std::size_t size =
+      std::min<std::size_t>(std::size_t{2} << 30, device_memory().free / 2) / 4096 * 4096;
+  const Block block(size, "measuring the read bandwidth");
+  constexpr int kPasses = 9, kLaunches = 4;
+  std::vector<double> rates;
+  for (int i = 0; i <= kPasses; ++i) {  // the first warms up
+    const auto begin = Clock::now();
+    for (int j = 0; j < kLaunches; ++j)
+      launch_read(q_, block.get(), size, scratch<int>("sum of a read", 1));
+    wait(q_);
+    const std::chrono::duration<double> time = Clock::now() - begin;
+    if (i > 0) rates.push_back(kLaunches * static_cast<double>(size) / time.count());
+  }
+  std::sort(rates.begin(), rates.end());
+  return rates[kPasses / 2];
 }
 std::unique_ptr<Weight> CudaBackend::pack(const WeightSource& source, int pieces,
                                           std::int64_t stack) {

@@ -58,6 +58,7 @@ class CudaBackend final : public Backend {
   void upload(void* device, const void* host, std::size_t bytes) override;
   void download(void* host, const void* device, std::size_t bytes) override;
   std::uint64_t available_memory() const override { return device_memory().free; }
+  double read_bandwidth() override;
   bool begin_step(const Step& step, std::span<const std::uint64_t> key) override;
   void end_step(bool failed) override;
   std::unique_ptr<Weight> pack(const WeightSource& source, int pieces,

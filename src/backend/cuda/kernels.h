@@ -123,6 +123,7 @@ void launch_gemm(const Queue& q, MultiplyArgs a);
 // null), in the stages of w.
 void launch_prepare(const Queue& q, const Source& s, int m, int int8, const Matrix& w,
                     const Fixed& fixed, float* real);
+void launch_read(const Queue& q, const void* p, std::size_t bytes, int* sum);
 void launch_swiglu(const Queue& q, const float* gate, const float* up, std::int64_t n, float* y);
 void launch_embedding(const Queue& q, const Matrix& w, const int* ids, int m, float* h);
 void launch_gather(const Queue& q, const float* src, const int* rows, int m, std::int64_t width,
