@@ -3,15 +3,15 @@
 //
 // An item is a tile of 16 rows of W. A block of 16 warps takes a run of items. K is cut into the
 // segments of ops/pieces.h (of a row-parallel matrix: its pieces), one a warp; up to 8 warps make a
-// team, and teams take the block's items by turns. A lane brings its 16 bytes of a stage through a
-// ring in shared memory (cp.async), which fills before the launch before has ended and goes on
-// across tiles. A warp sums its segment alone, in ascending order, in registers; what 16 rows of W
-// sum to waits in shared memory until the round's items are done; then one thread a (row of W, row
-// of x) adds the segments in order. One barrier a round; two buffers.
-// Fixed point: mma.m16n8k32 on codes (u8) and the two signed-byte limbs of x in two columns.
+// team, and teams take the block's items by turns. A lane brings its 16 bytes of a stage through
+// two slots in shared memory (cp.async), filled before the launch before has ended and again as
+// they are read, across tiles. A warp sums its segment alone, in ascending order, in registers;
+// what 16 rows of W sum to waits in shared memory until the round's items are done; then one thread
+// a (row of W, row of x) adds the segments in order. One barrier a round; two buffers. Fixed point:
+// mma.m16n8k32 on codes (u8) and the two signed-byte limbs of x in two columns.
 //
-// Few instructions, 64 registers and half of the shared memory: the next launch's blocks fit beside
-// this one's and fill their rings while it ends, and short launches are not spent fetching code.
+// For up to 4 rows 64 registers and half of the shared memory, so that the next launch's blocks fit
+// beside this one's and fill their slots while it ends.
 // Aliasing: ops/linear.h.
 #include "backend/cuda/rows.cuh"
 #include "ops/pieces.h"
