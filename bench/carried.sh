@@ -20,19 +20,18 @@ carry_files() {
   du -sh "$carry"
 }
 
-# PROGRAM ARGUMENT...
+# [with=TOOL...] run PROGRAM ARGUMENT...: by itself, or under a tool given in the array `with`.
 run() {
   local program=$carry/bin/$1
   shift
-  if [ -z "${direct:-}" ]; then
-    if "$carry/bin/nibble" --version >/dev/null 2>&1; then direct=yes; else direct=no; fi
+  if [ -z "${loader+set}" ]; then
+    loader=()
+    "$carry/bin/nibble" --version >/dev/null 2>&1 || loader=("$carry/lib/ld-linux-x86-64.so.2"
+      --library-path "$carry/lib:/usr/lib/x86_64-linux-gnu:/usr/local/nvidia/lib64:/usr/lib64")
   fi
-  if [ "$direct" = yes ]; then "$program" "$@"
-  else
-    "$carry/lib/ld-linux-x86-64.so.2" \
-      --library-path "$carry/lib:/usr/lib/x86_64-linux-gnu:/usr/local/nvidia/lib64:/usr/lib64" "$program" "$@"
-  fi
+  "${with[@]}" "${loader[@]}" "$program" "$@"
 }
+with=()
 
 # STAGE...: runs them all, whatever the others did.
 stages() {

@@ -3,7 +3,7 @@
 # of less than 8 minutes. On the machine that builds:
 #   bench/gpu.sh carry      build/ -> carry/: programs, the libraries they need, their loader
 # and on the GPU machine, in the root of the tree:
-#   bench/gpu.sh STAGE...   first verify sweep sanitize oracles fused model-27b model-35b [device]
+#   bench/gpu.sh STAGE...   first verify sweep sanitize oracles fused profile model-27b model-35b
 # Output goes to the screen and, where $OUT is set, to $OUT/STAGE.txt.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -34,10 +34,25 @@ stage_sanitize() {
   sanitizer=$(command -v compute-sanitizer || echo /usr/local/cuda/bin/compute-sanitizer)
   for tool in memcheck racecheck synccheck initcheck; do
     echo "== $tool"
-    timeout 110 "$sanitizer" --tool "$tool" --error-exitcode 9 "$carry/bin/nibble" \
-      verify --device cuda --shape 67x1152,5x640,16x128,33x96 --activations int16 || echo "exit $?"
-    timeout 110 "$sanitizer" --tool "$tool" --error-exitcode 9 "$carry/bin/test_gpu" \
-      --gtest_filter='GpuModel.DecodesInCompany*' 2>&1 | tail -5 || true
+    with=(timeout 110 "$sanitizer" --tool "$tool" --error-exitcode 9)
+    run nibble verify --device cuda --shape 67x1152,5x640,16x128,33x96 --activations int16 ||
+      echo "exit $?"
+    run test_gpu --gtest_filter='*DecodesInCompany*' 2>&1 | tail -5 || true
+  done
+}
+# Every kernel of the first step, which is not yet a graph: ncu fails on this program's graphs.
+stage_profile() {
+  local config test csv=${OUT:-/tmp}/profile.csv
+  for config in qwen3.6-27b qwen3.6-35b-a3b; do
+    for test in "--prompt 0 --generate 16" "--prompt 2048 --generate 0"; do
+      echo "== $config, 4 layers, $test"
+      with=(timeout 100 ncu --clock-control none --cache-control none -c 75 --csv --log-file "$csv"
+        --metrics gpu__time_duration.sum)
+      # shellcheck disable=SC2086
+      run nibble bench model --config "$config" --layers 4 --random-weights --device cuda \
+        --repeat 1 $test >/dev/null 2>&1 || echo "exit $?"
+      python3 bench/kernel_times.py "$csv"
+    done
   done
 }
 model() {
