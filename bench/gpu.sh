@@ -3,7 +3,8 @@
 # of less than 8 minutes. On the machine that builds:
 #   bench/gpu.sh carry      build/ -> carry/: programs, the libraries they need, their loader
 # and on the GPU machine, in the root of the tree:
-#   bench/gpu.sh STAGE...   first verify sweep sanitize oracles fused profile model-27b model-35b
+#   bench/gpu.sh STAGE...   first verify sweep sanitize oracles models fused profile
+#                           model-27b model-35b
 # Output goes to the screen and, where $OUT is set, to $OUT/STAGE.txt.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -27,6 +28,15 @@ stage_verify() { run nibble verify --device cuda --quick; }
 stage_sweep() { timeout 470 bash bench/gpu.sh sweep-now || echo "sweep: stopped, exit $?"; }
 stage_sweep-now() { run nibble verify --device cuda --activations int16; }
 stage_oracles() { run test_gpu; }
+# The trained models: the perplexity that bench/results/quality.txt has for the CPU, to the last digit.
+stage_models() {
+  local model want
+  while read -r model want; do
+    run nibble perplexity "models/$model" --text tests/data/kjv/val.txt --documents --windows 24 \
+      --device cuda --json </dev/null | grep "$want" || { echo "not $want"; return 1; }
+  done <<<"kjv-qwen3_5 20.82343808558385
+kjv-qwen3_5-moe 16.978534354467882"
+}
 stage_fused() { run fused_cuda; }
 # The reduced sweep: every kernel, every tail, K <= 1152.
 stage_sanitize() {
