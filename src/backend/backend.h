@@ -35,6 +35,7 @@ class Backend {
     return Buffer(new std::byte[bytes], [](std::byte* p) { delete[] p; });
   }
   virtual bool is_host() const = 0;  // its memory is the host's: download() may be left out
+  // Both pointers may be null where bytes is 0.
   virtual void upload(void* device, const void* host, std::size_t bytes) = 0;
   virtual void download(void* host, const void* device, std::size_t bytes) = 0;
 
@@ -50,6 +51,9 @@ class Backend {
     std::span<const RowPlace> rows;
     std::span<const std::int32_t> picked;  // rows of gather()
   };
+  // Most rows of a step of prefill that pay here; a multiple of 64. No bit depends on it.
+  virtual std::int64_t prefill_rows() const { return 256; }
+
   // Operations up to end_step() are one step. Steps of one key are the same operations on the same
   // memory and differ in `step` and in what was uploaded: a backend may keep them and run them
   // again by itself. Then it returns true, and the caller leaves them, and end_step(), out. An

@@ -72,7 +72,8 @@ Engine::Engine(const Checkpoint& checkpoint, const EngineOptions& options)
           "are needed, {:.2f} GB "
           "are available; a shorter --context or a smaller model would fit",
           gb(weights), gb(shape.bytes()), options.slots, impl_->context, gb(available));
-  impl_->model = Model::load(checkpoint, *impl_->backend, kPrefillChunk, options.progress);
+  impl_->model =
+      Model::load(checkpoint, *impl_->backend, impl_->backend->prefill_rows(), options.progress);
   impl_->state = std::make_unique<SequenceState>(*impl_->backend, shape);
   impl_->memory = {
       .weights = impl_->model->weight_bytes(),
@@ -111,8 +112,8 @@ std::span<const float> Engine::forward(std::span<const Input> inputs) {
       e.rows.push_back({in.slot, static_cast<std::int32_t>(p)});
     }
   }
-  require(e.ids.size() <= kPrefillChunk, "a step takes at most {} tokens, got {}", kPrefillChunk,
-          e.ids.size());
+  require(std::ssize(e.ids) <= prefill_rows(), "a step takes at most {} tokens, got {}",
+          prefill_rows(), e.ids.size());
   const std::size_t count = e.logits_of.size() * static_cast<std::size_t>(e.vocab);
   if (e.logits_rows < e.logits_of.size()) {
     e.logits = {};
@@ -154,6 +155,7 @@ std::int64_t Engine::length(int slot) const { return impl_->state->length(slot);
 std::int64_t Engine::context() const { return impl_->context; }
 std::int64_t Engine::vocab() const { return impl_->vocab; }
 int Engine::slots() const { return impl_->options.slots; }
+std::int64_t Engine::prefill_rows() const { return impl_->backend->prefill_rows(); }
 int Engine::threads() const { return impl_->backend->threads(); }
 double Engine::read_bandwidth() const { return impl_->backend->read_bandwidth(); }
 const EngineMemory& Engine::memory() const { return impl_->memory; }

@@ -37,8 +37,7 @@ struct EngineMemory {
 
 class Engine {
  public:
-  static constexpr int kMaxSequences = 8;    // in one step
-  static constexpr int kPrefillChunk = 256;  // most rows of one forward(); a multiple of 64
+  static constexpr int kMaxSequences = 8;  // in one step
 
   enum class Logits { None, Last, All };
   struct Input {
@@ -54,7 +53,7 @@ class Engine {
 
   // Appends every input's tokens to its slot and returns the wanted logits, fp32 [rows, vocab],
   // inputs in order, valid until the next forward(). At most kMaxSequences inputs and
-  // kPrefillChunk tokens in all. Throws Error for an id outside the vocabulary or a full slot
+  // prefill_rows() tokens in all. Throws Error for an id outside the vocabulary or a full slot
   // (nothing is changed then). When an operation fails, recurrent slots go back to a checkpoint. To
   // keep the promise of equal bits, callers cut prompts at multiples of 64 positions; generate.h
   // does.
@@ -72,6 +71,7 @@ class Engine {
   std::int64_t context() const;
   std::int64_t vocab() const;
   int slots() const;
+  std::int64_t prefill_rows() const;  // most of one forward(); a multiple of 64
   int threads() const;
   double read_bandwidth() const;  // bytes/s of the device's memory, measured now; 0: the host's
   std::string describe() const;   // "cpu avx512-vnni, 2 threads, int16 activations"

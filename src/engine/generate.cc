@@ -144,7 +144,7 @@ void Scheduler::decode() {
 
 void Scheduler::prefill_chunk() {
   std::vector<Work> batch;
-  std::int64_t budget = Engine::kPrefillChunk;
+  std::int64_t budget = stepper_.prefill_rows();
   for (Sequence& s : sequences_) {
     if (s.slot < 0 || s.finished || s.decoding() || batch.size() == Engine::kMaxSequences) continue;
     const auto begin = static_cast<std::int64_t>(slots_[s.slot].tokens.size());

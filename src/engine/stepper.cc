@@ -17,9 +17,9 @@ void prefill(Stepper& stepper, int slot, std::span<const std::int32_t> ids, std:
     const std::int64_t quiet = std::min(wanted, total) / kPromptGrid * kPromptGrid - begin;
     const bool silent = wanted >= total || quiet > 0;
     const std::int64_t budget =
-        silent
-            ? std::min<std::int64_t>(wanted >= total ? total - begin : quiet, Engine::kPrefillChunk)
-            : logit_rows(stepper.vocab());
+        silent ? std::min<std::int64_t>(wanted >= total ? total - begin : quiet,
+                                        stepper.prefill_rows())
+               : logit_rows(stepper.vocab());
     end = chunk_end(begin, total, budget);
     const Engine::Input input{slot, ids.subspan(begin, end - begin),
                               silent ? Engine::Logits::None : Engine::Logits::All};

@@ -21,6 +21,7 @@ class Stepper {
   virtual std::int64_t context() const = 0;
   virtual std::int64_t vocab() const = 0;
   virtual int slots() const = 0;
+  virtual std::int64_t prefill_rows() const = 0;
 };
 
 // The real one. `engine` must outlive it.
@@ -37,6 +38,7 @@ class EngineStepper final : public Stepper {
   std::int64_t context() const override { return engine_.context(); }
   std::int64_t vocab() const override { return engine_.vocab(); }
   int slots() const override { return engine_.slots(); }
+  std::int64_t prefill_rows() const override { return engine_.prefill_rows(); }
 
  private:
   Engine& engine_;
@@ -55,8 +57,7 @@ inline std::int64_t chunk_end(std::int64_t begin, std::int64_t total, std::int64
 // Rows of logits to ask for at once so that they stay near 16 MB: 64, 128, 192 or 256.
 inline std::int64_t logit_rows(std::int64_t vocab) {
   const std::int64_t rows = (std::int64_t{4} << 20) / std::max<std::int64_t>(vocab, 1);
-  return std::clamp<std::int64_t>(rows / kPromptGrid * kPromptGrid, kPromptGrid,
-                                  Engine::kPrefillChunk);
+  return std::clamp<std::int64_t>(rows / kPromptGrid * kPromptGrid, kPromptGrid, 256);
 }
 
 // Gets logits: `rows` is [n, vocab], of positions `first`, first + 1, ...; gone after the call.

@@ -39,7 +39,7 @@ class FakeStepper : public Stepper {
       rows += in.tokens.size();
       decodes += in.tokens.size() == 1;
     }
-    EXPECT_LE(rows, static_cast<std::size_t>(Engine::kPrefillChunk));
+    EXPECT_LE(rows, static_cast<std::size_t>(prefill_rows()));
     EXPECT_TRUE(decodes == 0 || decodes == inputs.size()) << "decode and prefill mixed";
     logits_.clear();
     for (const auto& in : inputs) feed(in, decodes > 0);
@@ -65,6 +65,7 @@ class FakeStepper : public Stepper {
   std::int64_t context() const override { return context_; }
   std::int64_t vocab() const override { return vocab_; }
   int slots() const override { return static_cast<int>(slots_.size()); }
+  std::int64_t prefill_rows() const override { return 256; }
 
   Override change;  // may rewrite a row of logits
   bool is_recurrent = false;

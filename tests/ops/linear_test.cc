@@ -8,7 +8,7 @@
 namespace nibble {
 namespace {
 
-using harness::Guarded;
+using harness::Buffer;
 using harness::random_floats;
 using harness::RandomWeight;
 using harness::same_bits;
@@ -30,8 +30,9 @@ std::string name(const Case& c, Activations a) {
 std::vector<float> run(Backend& b, const RandomWeight& source, const Case& c, Activations a,
                        const std::vector<float>& x, const std::vector<float>* bias) {
   const auto w = b.pack(source, c.pieces);
-  Guarded in(x), out(static_cast<std::size_t>(c.m * c.n));
-  const LinearOutput o{w.get(), bias != nullptr ? bias->data() : nullptr, out.data(), c.n};
+  Buffer in(b, x), out(b, static_cast<std::size_t>(c.m * c.n)),
+      added(b, bias != nullptr ? *bias : std::vector<float>());
+  const LinearOutput o{w.get(), bias != nullptr ? added.data() : nullptr, out.data(), c.n};
   b.linear({in.data(), c.m, c.k, a, {&o, 1}});
   return out.copy();
 }
@@ -234,7 +235,8 @@ void check_fused(const FusedCase& c, Activations a) {
   std::vector<float> h0, u0, y0, z0;
   for (const auto& b : harness::backends()) {
     const auto w0 = b->pack(s0, 1), w1 = b->pack(s1, 1);
-    Guarded r(residual), d(delta), g(weight), h(count), u(count), y(outs), z(outs);
+    Buffer r(*b, residual), d(*b, delta), g(*b, weight), h(*b, count), u(*b, count), y(*b, outs),
+        z(*b, outs);
     const LinearOutput o[] = {{w0.get(), nullptr, y.data(), c.n},
                               {w1.get(), nullptr, z.data(), c.n}};
     const AddRmsNormLinearArgs args{.residual = r.data(),
@@ -283,7 +285,7 @@ void check_fused(const FusedCase& c, Activations a) {
     }
     // Fused against prepass + GEMV: the normed input, taken as the input of a plain linear.
     if (!c.swiglu) {
-      Guarded y2(outs);
+      Buffer y2(*b, outs);
       const LinearOutput plain{w0.get(), nullptr, y2.data(), c.n};
       b->linear({u.data(), c.m, c.k, a, {&plain, 1}});
       ASSERT_TRUE(same_bits(y2.copy(), y0)) << "prepass + GEMV, " << b->describe();
@@ -313,7 +315,7 @@ TEST(AddRmsNormLinear, PlanSaysWhoPreparesARow) {
   const auto w = b.pack(source, 1);
   const auto norms = [&](Plan plan, std::int64_t m, bool output) {
     const std::vector<float> x = random_floats(static_cast<std::size_t>(m * 64), 1), g(64, 1.0f);
-    Guarded y(static_cast<std::size_t>(m * 40)), u(x.size());
+    Buffer y(b, static_cast<std::size_t>(m * 40)), u(b, x.size());
     const LinearOutput o{w.get(), nullptr, y.data(), 40};
     AddRmsNormLinearArgs a{
         .residual = x.data(), .weight = g.data(), .normed = u.data(), .m = m, .k = 64};
@@ -353,7 +355,7 @@ TEST(AddRmsNormLinear, NothingOverflowsForLargeResiduals) {
   const RandomWeight source(WeightType::Int4, 32, 5120, 128, 1);
   const auto w = b.pack(source, 1);
   const std::vector<float> residual = random_floats(5120, 3, 1e6f), weight(5120, 1.0f);
-  Guarded y(32);
+  Buffer y(b, 32);
   const LinearOutput o{w.get(), nullptr, y.data(), 32};
   b.add_rmsnorm_linear({.residual = residual.data(),
                         .weight = weight.data(),

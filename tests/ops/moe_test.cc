@@ -10,7 +10,7 @@
 namespace nibble {
 namespace {
 
-using harness::Guarded;
+using harness::Buffer;
 using harness::random_floats;
 using harness::RandomWeight;
 using harness::same_bits;
@@ -21,6 +21,7 @@ struct Case {
   WeightType type;
   std::int64_t m, k, experts, top_k, width, shared_width;
   int group;
+  bool alike = false;  // the shared expert's weights are of the others' type
 };
 
 struct Routed {
@@ -36,8 +37,10 @@ class MoeTest : public testing::TestWithParam<Case> {
   const RandomWeight gate{c.type, c.experts*c.width, c.k, c.group, 3},
       up{c.type, c.experts*c.width, c.k, c.group, 4},
       down{c.type, c.experts*c.k, c.width, c.group, 5};
-  const RandomWeight shared_gate{WeightType::BF16, c.shared_width, c.k, 0, 6},
-      shared_up{WeightType::BF16, c.shared_width, c.k, 0, 7},
+  const WeightType shared = c.alike ? c.type : WeightType::BF16;
+  const int shared_group = c.alike ? c.group : 0;
+  const RandomWeight shared_gate{shared, c.shared_width, c.k, shared_group, 6},
+      shared_up{shared, c.shared_width, c.k, shared_group, 7},
       shared_down{c.type, c.k, c.shared_width, c.group, 8};
   const std::vector<float> residual = random_floats(size(c.m * c.k), 11),
                            delta = random_floats(size(c.m * c.k), 12),
@@ -49,9 +52,9 @@ class MoeTest : public testing::TestWithParam<Case> {
     const auto cut = [&](const std::vector<float>& x) {
       return std::vector<float>(x.begin() + first * c.k, x.begin() + (first + m) * c.k);
     };
-    Guarded r(cut(residual)), d(cut(delta)), n(norm), h(size(m * c.k)), u(size(m * c.k)),
-        logits(size(m * c.experts)), shared(size(m)), weights(size(m * c.top_k)),
-        ids(size(m * c.top_k));
+    Buffer r(b, cut(residual)), d(b, cut(delta)), n(b, norm), h(b, size(m * c.k)),
+        u(b, size(m * c.k)), logits(b, size(m * c.experts)), shared(b, size(m)),
+        weights(b, size(m * c.top_k)), ids(b, size(m * c.top_k));
     b.router({.residual = r.data(),
               .delta = d.data(),
               .weight = n.data(),
@@ -70,7 +73,7 @@ class MoeTest : public testing::TestWithParam<Case> {
               .weights = weights.data()});
     Routed out{h.copy(), u.copy(), logits.copy(), shared.copy(), weights.copy(), {}};
     out.ids.resize(size(m * c.top_k));
-    std::memcpy(out.ids.data(), ids.data(), out.ids.size() * sizeof(std::int32_t));
+    std::memcpy(out.ids.data(), ids.copy().data(), out.ids.size() * sizeof(std::int32_t));
     return out;
   }
 
@@ -81,12 +84,18 @@ class MoeTest : public testing::TestWithParam<Case> {
                d = b.pack(down, kRowParallelPieces, c.experts);
     const auto sg = b.pack(shared_gate, 1), su = b.pack(shared_up, 1),
                sd = b.pack(shared_down, kRowParallelPieces);
-    Guarded in(std::vector<float>(x.begin() + first * c.k, x.begin() + (first + m) * c.k)),
-        y(size(m * c.k));
+    const auto cut = [&](const auto& v, std::int64_t width) {
+      return Buffer(b,
+                    std::vector<float>(v.begin() + first * width, v.begin() + (first + m) * width));
+    };
+    std::vector<float> id_bits(r.ids.size());
+    std::memcpy(id_bits.data(), r.ids.data(), r.ids.size() * sizeof(std::int32_t));
+    Buffer in = cut(x, c.k), ids = cut(id_bits, c.top_k), weights = cut(r.weights, c.top_k),
+           shared = cut(r.shared, 1), y(b, size(m * c.k));
     b.experts({.x = in.data(),
-               .ids = r.ids.data() + first * c.top_k,
-               .weights = r.weights.data() + first * c.top_k,
-               .shared = r.shared.data() + first,
+               .ids = reinterpret_cast<const std::int32_t*>(ids.data()),
+               .weights = weights.data(),
+               .shared = shared.data(),
                .m = m,
                .k = c.k,
                .top_k = c.top_k,
@@ -177,7 +186,15 @@ INSTANTIATE_TEST_SUITE_P(All, MoeTest,
                                          Case{WeightType::Int4, 8, 96, 3, 3, 40 * 8, 64, 32},
                                          Case{WeightType::Int4Aff, 6, 128, 17, 1, 64, 32, 32},
                                          Case{WeightType::Int8, 3, 64, 4, 2, 256, 64, 32},
-                                         Case{WeightType::BF16, 9, 72, 11, 4, 37, 21, 0}));
+                                         Case{WeightType::BF16, 9, 72, 11, 4, 37, 21, 0},
+                                         // The shared expert as one more.
+                                         Case{WeightType::Int4, 1, 256, 6, 2, 512, 512, 128, true},
+                                         Case{WeightType::Int4, 3, 512, 6, 2, 512, 512, 128, true},
+                                         Case{WeightType::Int4, 8, 256, 6, 3, 512, 512, 64, true},
+                                         // Many tokens of an expert, as gemm takes them.
+                                         Case{WeightType::Int4, 20, 256, 5, 2, 512, 512, 128},
+                                         Case{WeightType::Int8, 11, 128, 4, 2, 128, 64, 64},
+                                         Case{WeightType::Int4, 70, 128, 2, 2, 64, 128, 64}));
 
 // Equal logits: the lowest index first. NaN: ids stay in range and apart.
 TEST(Router, TiesAndNaN) {
@@ -200,9 +217,10 @@ TEST(Router, TiesAndNaN) {
     std::vector<float> value(static_cast<std::size_t>(experts), 0.5f);
     value[7] = value[30] = 1, value[0] = -1;
     const auto w = b->pack(Rows(value), 1), s = b->pack(Rows({1.0f}), 1);
-    std::vector<float> x(32, 1.0f), norm(32, 1.0f), u(32), logits(40), shared(1), weights(5);
-    std::vector<std::int32_t> ids(5);
+    std::vector<float> values(32, 1.0f);
+    Buffer norm(*b, values), u(*b, 32), logits(*b, 40), shared(*b, 1), weights(*b, 5), to(*b, 5);
     const auto run = [&] {
+      Buffer x(*b, values);
       b->router({.residual = x.data(),
                  .weight = norm.data(),
                  .normed = u.data(),
@@ -213,11 +231,14 @@ TEST(Router, TiesAndNaN) {
                  .top_k = 5,
                  .logits = logits.data(),
                  .shared = shared.data(),
-                 .ids = ids.data(),
+                 .ids = reinterpret_cast<std::int32_t*>(to.data()),
                  .weights = weights.data()});
+      std::vector<std::int32_t> ids(5);
+      std::memcpy(ids.data(), to.copy().data(), 5 * sizeof(std::int32_t));
+      return ids;
     };
-    run();
-    EXPECT_EQ(ids, (std::vector<std::int32_t>{7, 30, 1, 2, 3})) << b->describe();
+    EXPECT_EQ(run(), (std::vector<std::int32_t>{7, 30, 1, 2, 3})) << b->describe();
+    Buffer x(*b, values);
     EXPECT_THROW(b->router({.residual = x.data(),
                             .weight = norm.data(),
                             .normed = u.data(),
@@ -228,11 +249,11 @@ TEST(Router, TiesAndNaN) {
                             .top_k = 5,
                             .logits = logits.data(),
                             .shared = shared.data(),
-                            .ids = ids.data(),
+                            .ids = reinterpret_cast<std::int32_t*>(to.data()),
                             .weights = logits.data() + 3}),
                  Error);  // an alias
-    x[3] = NAN;
-    run();
+    values[3] = NAN;
+    std::vector<std::int32_t> ids = run();
     std::sort(ids.begin(), ids.end());
     EXPECT_EQ(std::unique(ids.begin(), ids.end()), ids.end());
     EXPECT_TRUE(ids.front() >= 0 && ids.back() < experts);

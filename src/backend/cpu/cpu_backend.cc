@@ -84,10 +84,10 @@ Backend::Buffer CpuBackend::alloc(std::size_t bytes) {
   return Buffer(reinterpret_cast<std::byte*>(a.get()), [a](std::byte*) {});
 }
 void CpuBackend::upload(void* device, const void* host, std::size_t bytes) {
-  std::memcpy(device, host, bytes);
+  if (bytes > 0) std::memcpy(device, host, bytes);
 }
 void CpuBackend::download(void* host, const void* device, std::size_t bytes) {
-  std::memcpy(host, device, bytes);
+  if (bytes > 0) std::memcpy(host, device, bytes);
 }
 
 std::unique_ptr<Weight> CpuBackend::pack(const WeightSource& source, int pieces,

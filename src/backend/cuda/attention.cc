@@ -111,6 +111,9 @@ void CudaBackend::attention(const AttentionArgs& a) {
   for (std::int64_t i = 0; i < a.m; ++i)
     longest = std::max<std::int64_t>(longest, a.rows[i].position + 1);
   r.splits = static_cast<int>((longest + kAttentionSplit - 1) / kAttentionSplit);
+  r.in_runs = a.m > kAttendRows;
+  for (std::int64_t i = 1; i < a.m; ++i)
+    r.in_runs = r.in_runs && (i % kAttendRows == 0 || a.rows[i].slot == a.rows[i - 1].slot);
   r.parts = scratch<float>(
       "attention splits",
       static_cast<std::size_t>(a.m * a.heads * r.splits * (cache.shape().head_dim + 2)));

@@ -6,24 +6,13 @@
 // rope_cache: a warp a head and row. attend: a block a split, query head and row: scores of the
 // whole split (a thread a position), weights of its blocks in order, then a thread an output dim.
 // Bytes: keys and values of the row's past, once a query head (heads of a group share them in L2).
-#include "backend/cuda/kernels.h"
-#include "backend/cuda/math.cuh"
+#include "backend/cuda/split.cuh"
 
 namespace nibble::NIBBLE_CUDA_NS {
 namespace {
 
-constexpr int kBlock = 64, kSplit = 512, kThreads = 256, kLanes = 32;
-
-__device__ __forceinline__ std::int64_t vector_index(const KvLayer& c, const Place& p, int head) {
-  return (static_cast<std::int64_t>(p.slot) * c.kv_heads + head) * c.positions + p.position;
-}
-// Index of dim d of a key in its head's elements.
-__device__ __forceinline__ std::int64_t key_index(const KvLayer& c, int position, int d) {
-  return (static_cast<std::int64_t>(position / kBlock * (c.head_dim / 8) + d / 8) * kBlock +
-          position % kBlock) *
-             8 +
-         d % 8;
-}
+constexpr int kRun = 32;  // positions whose values are on their way at once
+constexpr int kThreads = 256;
 
 // x [head_dim] in shared memory as int16; at(d) says where. Whole warp. Returns the scale.
 template <class At>
@@ -94,23 +83,6 @@ __global__ void __launch_bounds__(kLanes) rope_cache(const __grid_constant__ Rop
   if (lane == 0) a.cache.key_scales[to] = ks, a.cache.value_scales[to] = vs;
 }
 
-// Eight dims of a key from their 16 (int16) or 32 bytes.
-__device__ __forceinline__ void load_eight(const void* keys, int fixed, std::int64_t at, float* k) {
-  if (fixed) {
-    const uint4 v = *reinterpret_cast<const uint4*>(static_cast<const std::int16_t*>(keys) + at);
-    const std::uint32_t words[4] = {v.x, v.y, v.z, v.w};
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      k[2 * i] = static_cast<float>(static_cast<std::int16_t>(words[i] & 0xffff));
-      k[2 * i + 1] = static_cast<float>(static_cast<std::int16_t>(words[i] >> 16));
-    }
-  } else {
-    const float* p = static_cast<const float*>(keys) + at;
-#pragma unroll
-    for (int i = 0; i < 8; ++i) k[i] = p[i];
-  }
-}
-
 __global__ void __launch_bounds__(kThreads) attend(const __grid_constant__ AttendArgs a) {
   start_next(), await_last();
   const int split = static_cast<int>(blockIdx.x), head = static_cast<int>(blockIdx.y),
@@ -135,7 +107,7 @@ __global__ void __launch_bounds__(kThreads) attend(const __grid_constant__ Atten
   const float none = bits_float(static_cast<int>(0xff800000u));
   for (int i = tid; i < blocks * kBlock; i += kThreads) {
     float s = 0;
-#pragma unroll 8  // many loads on their way
+#pragma unroll 16  // many loads on their way
     for (int d = 0; d < hd; d += 8) {
       const std::int64_t from = head_at + key_index(c, begin + i, d);
       float k[8];
@@ -148,39 +120,10 @@ __global__ void __launch_bounds__(kThreads) attend(const __grid_constant__ Atten
   }
   block_sync();
 
-  if (tid < kLanes) {  // one warp: the blocks in order
-    float now = none, sum = 0;
-    for (int b = 0; b < blocks; ++b) {
-      float* s = score + b * kBlock;
-      float most = max_or(s[tid], s[tid + 32]);
-      for (int n = 16; n > 0; n /= 2) most = max_or(most, shuffle_xor(most, n));
-      const float next = most > now ? most : now;
-      const float less = now == none ? 0.0f : exp_cut(now - next);
-      warp_sync();
-      // Lane l adds positions l, l + 16, ... of the block in this order; lanes 16.. do the same.
-      sum = sum * less;
-      float e[4];
-      for (int i = 0; i < 4; ++i) {
-        e[i] = exp_cut(s[16 * i + tid % 16] - next);
-        sum = sum + e[i];
-      }
-      warp_sync();
-      for (int i = 0; i < 4; ++i) {
-        const int p = 16 * i + tid % 16;
-        if (tid < 16) s[p] = c.fixed ? e[i] * c.value_scales[first + b * kBlock + p] : e[i];
-      }
-      if (tid == 0) shrink[b] = less;
-      now = next;
-    }
-    sum = add_sixteen(sum);
-    if (tid == 0) sums[0] = sum, top[0] = now;
-  }
+  if (tid < kLanes)
+    soften(score, 1, blocks, c.fixed ? c.value_scales + first : nullptr, shrink, sums, top);
   block_sync();
 
-  const bool alone = place.position < kSplit;  // the only split: nothing to combine
-  const int splits = a.splits;
-  float* part = a.parts + (at * splits + split) * (hd + 2);
-  if (!alone && tid == 0) part[0] = top[0], part[1] = sums[0];
   for (int d = tid; d < hd; d += kThreads) {
     float o = 0;
     for (int b = 0; b < blocks; ++b) {
@@ -188,23 +131,25 @@ __global__ void __launch_bounds__(kThreads) attend(const __grid_constant__ Atten
       const int n = count - b * kBlock < kBlock ? count - b * kBlock : kBlock;
       const std::int64_t from = (first + b * kBlock) * hd + d;
       const float* w = score + b * kBlock;
-      if (c.fixed) {
-        const std::int16_t* v = static_cast<const std::int16_t*>(c.values) + from;
-#pragma unroll 16
-        for (int r = 0; r < n; ++r)
-          o = fmaf(w[r], static_cast<float>(v[static_cast<std::int64_t>(r) * hd]), o);
-      } else {
-        const float* v = static_cast<const float*>(c.values) + from;
-        for (int r = 0; r < n; ++r) o = fmaf(w[r], v[static_cast<std::int64_t>(r) * hd], o);
-      }
+      const auto add = [&](const auto* v) {  // a run's loads before its sums
+        for (int first_r = 0; first_r < n; first_r += kRun) {
+          float x[kRun];
+#pragma unroll
+          for (int i = 0; i < kRun; ++i) {
+            const int r = first_r + i < n ? first_r + i : n - 1;
+            x[i] = static_cast<float>(v[static_cast<std::int64_t>(r) * hd]);
+          }
+#pragma unroll
+          for (int i = 0; i < kRun; ++i)
+            if (first_r + i < n) o = fmaf(w[first_r + i], x[i], o);
+        }
+      };
+      if (c.fixed)
+        add(static_cast<const std::int16_t*>(c.values) + from);
+      else
+        add(static_cast<const float*>(c.values) + from);
     }
-    if (!alone) {
-      part[2 + d] = o;
-      continue;
-    }
-    o = fmaf(1.0f, o, 0.0f) / sums[0];
-    if (a.gate != nullptr) o = o * sigmoid(a.gate[at * a.gate_pitch + d]);
-    a.out[at * hd + d] = o;
+    finish(a, at, place.position, split, d, o, sums[0], top[0]);
   }
 }
 
@@ -244,7 +189,10 @@ void launch_attention(const Queue& q, const AttendArgs& a) {
                   static_cast<unsigned>(a.m)};
   const std::size_t shared =
       sizeof(float) * static_cast<std::size_t>(a.cache.head_dim + kSplit + kSplit / kBlock + 32);
-  launch(q, "attend", attend, grid, kThreads, shared, a);
+  if (a.in_runs)
+    launch_attend_rows(q, a);
+  else
+    launch(q, "attend", attend, grid, kThreads, shared, a);
   if (a.splits > 1)
     launch(q, "combine", combine, dim3{static_cast<unsigned>(a.heads), static_cast<unsigned>(a.m)},
            kThreads, 0, a);

@@ -59,6 +59,7 @@ class CudaBackend final : public Backend {
   void download(void* host, const void* device, std::size_t bytes) override;
   std::uint64_t available_memory() const override { return device_memory().free; }
   double read_bandwidth() override;
+  std::int64_t prefill_rows() const override { return is_host() ? 256 : 1024; }
   bool begin_step(const Step& step, std::span<const std::uint64_t> key) override;
   void end_step(bool failed) override;
   std::unique_ptr<Weight> pack(const WeightSource& source, int pieces,

@@ -70,8 +70,12 @@ void CudaBackend::delta_rule(const DeltaRuleArgs& a) {
   check(a);
   const auto& state = static_cast<const CudaDeltaState&>(*a.state);
   row_runs("delta_rule", a.rows, a.m, state.shape());
-  launch_delta_rule(q_, {a.qkv, a.a, a.b, a.a_log, a.dt_bias, a.eps, static_cast<int>(a.m),
-                         places(a.rows, a.m), state.layer(a.layer), a.out});
+  const DeltaLayer layer = state.layer(a.layer);
+  const auto m = static_cast<int>(a.m);
+  const std::size_t bytes = rule_scratch(layer, m);
+  launch_delta_rule(
+      q_, {a.qkv, a.a, a.b, a.a_log, a.dt_bias, a.eps, m, places(a.rows, a.m), layer, a.out},
+      bytes > 0 ? scratch_bytes("inputs of the delta rule", bytes) : nullptr);
 }
 
 }  // namespace nibble::NIBBLE_CUDA_NS

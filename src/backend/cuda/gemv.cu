@@ -13,94 +13,13 @@
 // For up to 4 rows 64 registers and half of the shared memory, so that the next launch's blocks fit
 // beside this one's and fill their slots while it ends.
 // Aliasing: ops/linear.h.
-#include "backend/cuda/rows.cuh"
+#include "backend/cuda/stream.cuh"
 #include "ops/pieces.h"
 
 namespace nibble::NIBBLE_CUDA_NS {
 namespace {
 
-constexpr int kCodeBytes = 512, kScaleBytes = 32;  // of a stage
-// A warp has two slots of this many stages, one in use, the other on its way.
-constexpr int kLongSlot = 5, kShortSlot = 3;
-constexpr int slot_bytes(int stages) { return stages * (kCodeBytes + kScaleBytes); }
 constexpr int kRoundItems = 10, kRoundFloats = 4096;  // at most
-
-struct Output {
-  const std::uint8_t *codes, *scales;
-  const float* bias;
-  float* y;
-  std::int64_t ldy;
-  int n, first;  // first: job
-};
-
-// Small: a launch's arguments come from memory.
-struct GemvArgs {
-  Source source;
-  Fixed fixed;
-  const Task* tasks;
-  const int* task_count;
-  Output out[kMaxOutputs];
-  int outputs, m, int8, swiglu, pieces;  // pieces: y [row][piece][ldy]
-  // What the matrices share.
-  int stages, groups, group_shift, tree, parts, part_end[kMaxPieces];
-  // How a block divides the work: jobs of a matrix, rows of x of an item.
-  int team_warps, jobs, width, round_items, copy_rows;
-};
-
-// The segments of one warp: of a piece, its own; else one.
-struct Segments {
-  int count, end[kMaxPieces];  // stages
-};
-
-// The runs of stages of one warp, in the order of their use: at most a slot's, of one segment.
-template <int Slot>
-struct Stream {
-  char* slot;  // + 16 lane
-  int other, item, end, step, first, segment, left, s;
-  const std::uint8_t *codes, *scales;  // + 16 lane
-  ReadOnce once;
-
-  __device__ __forceinline__ void locate(const GemvArgs& a, const Output* outputs,
-                                         const Segments& own) {
-    int matrix = 0, out = 0, tile = item;
-    if (a.tasks != nullptr) {
-      const int each = a.swiglu ? 2 * a.jobs : a.jobs;
-      matrix = a.tasks[item / each].matrix, tile = item % each;
-    }
-    if (a.swiglu)
-      out = tile % 2, tile /= 2;
-    else
-      while (out + 1 < a.outputs && tile >= outputs[out + 1].first) ++out;
-    const Output& o = outputs[out];
-    const std::int64_t at = static_cast<std::int64_t>(matrix) * a.jobs + tile - o.first;
-    const int lane = static_cast<int>(threadIdx.x) % 32;
-    codes = o.codes + (at * a.stages + first) * kCodeBytes + lane * 16;
-    scales = o.scales + at * a.groups * kScaleBytes + lane % 2 * 16;
-    s = first + lane / 2, segment = 0, left = own.end[0] - first;
-  }
-  __device__ __forceinline__ void bring(const GemvArgs& a, const Output* outputs,
-                                        const Segments& own) {
-    if (item < end) {
-      const int lane = static_cast<int>(threadIdx.x) % 32, now = left < Slot ? left : Slot;
-#pragma unroll
-      for (int j = 0; j < Slot; ++j)
-        if (j < now) copy_async16(slot + j * kCodeBytes, codes + j * kCodeBytes, once);
-      if (lane < 2 * now)
-        copy_async16(slot + Slot * kCodeBytes, scales + (s >> a.group_shift) * kScaleBytes, once);
-      codes += now * kCodeBytes, s += now, left -= now;
-      if (left == 0) {
-        if (++segment < own.count) {
-          left = own.end[segment] - own.end[segment - 1];
-        } else {
-          item += step;
-          if (item < end) locate(a, outputs, own);
-        }
-      }
-    }
-    copy_async_commit();
-    slot += other, other = -other;
-  }
-};
 
 // A stage of a tile. codes: + 16 lane; scales: of this lane's two rows; x and y: of this lane.
 template <int Octets>
@@ -144,14 +63,12 @@ __global__ void __launch_bounds__(kRowThreads, Octets == 1 ? 2 : 1)
 #pragma unroll
   for (int i = 0; i < kMaxOutputs; ++i)
     if (tid == i) outputs[i] = a.out[i];
-#pragma unroll
-  for (int i = 0; i < kMaxPieces; ++i)
-    if (tid - 32 == i) {
-      const int begin = i == 0 ? 0 : a.part_end[i - 1], stages = a.part_end[i] - begin;
-      segments[i].count = a.tree ? segment_count(stages) : 1;
-      for (int j = 0; j < segments[i].count; ++j)
-        segments[i].end[j] = begin + (a.tree ? segment_end(stages, j) : stages);
-    }
+  if (tid < kMaxPieces * kMaxPieces) {  // a thread a segment: this comes before all prefetching
+    const int i = tid / kMaxPieces, j = tid % kMaxPieces, begin = i == 0 ? 0 : a.part_end[i - 1],
+              stages = a.part_end[i] - begin, count = a.tree ? segment_count(stages) : 1;
+    if (j == 0) segments[i].count = count;
+    if (j < count) segments[i].end[j] = begin + stages * (j + 1) / count;
+  }
   block_sync();
 
   // This warp's stages, and whose turn is whose.
@@ -191,12 +108,10 @@ __global__ void __launch_bounds__(kRowThreads, Octets == 1 ? 2 : 1)
     const Slice slice{static_cast<int>(k * block / blocks),
                       static_cast<int>(k * (block + 1) / blocks)};
     if (a.source.kind == Source::Norm) {
-      NormWeights weights;
-      weights.load(a.source);
       await_last();
 #pragma unroll 1
       for (int r = 0; r < a.m; ++r)
-        norm_row<false>(a.source, r, r, a.int8, weights, slice, own_words + r * a.stages * 128,
+        norm_row<false>(a.source, r, r, a.int8, slice, own_words + r * a.stages * 128,
                         own_meta + r * a.stages, scratch);
     } else {
       await_last();
@@ -341,10 +256,12 @@ std::size_t divide(const MultiplyArgs& from, int slot, GemvArgs& a) {
   a.tasks = from.tasks, a.task_count = from.task_count;
   a.outputs = from.outputs, a.m = from.m, a.int8 = from.int8;
   a.swiglu = from.finish == Finish::SwiGlu, a.pieces = from.finish == Finish::Pieces;
-  for (int i = 0; i < a.outputs; ++i) {
+  a.others = from.others, a.other_matrix = from.other_matrix;
+  for (int i = 0; i < a.outputs + a.others; ++i) {
     const Product& p = from.out[i];
-    a.out[i] = {p.w.codes, p.w.scales, p.bias, p.y, p.ldy, p.w.n, a.swiglu ? 0 : a.jobs};
-    if (i == 0 || !a.swiglu) a.jobs += p.w.tiles;
+    const bool more = i < (a.swiglu ? 1 : a.outputs);
+    a.out[i] = {p.w.codes, p.w.scales, p.bias, p.y, p.ldy, p.w.n, a.swiglu || !more ? 0 : a.jobs};
+    if (more) a.jobs += p.w.tiles;
   }
   a.stages = w.stages, a.groups = w.groups, a.group_shift = w.group_shift;
   a.tree = w.pieces > 1;
@@ -389,7 +306,7 @@ bool can_gemv(const Queue& q, const MultiplyArgs& a) {
 
 bool can_fuse_gemv(const Queue& q, const MultiplyArgs& a) {
   GemvArgs b;
-  return can_gemv(q, a) && a.m <= kMaxRows && rows_in_registers(a.source) &&
+  return can_gemv(q, a) && (a.tasks != nullptr || a.m <= kMaxRows) && rows_in_registers(a.source) &&
          divide(a, kShortSlot, b) + row_bytes(a) <= q.shared_limit;
 }
 

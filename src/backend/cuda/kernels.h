@@ -89,6 +89,12 @@ struct Task {
   int x[kMaxRows], y[kMaxRows];  // row of x, row of y
 };
 
+// Rows that one block of gemm takes: pairs of one expert, `rows` of `order` from `begin` on.
+inline constexpr int kGemmRows = 64;
+struct RowGroup {
+  int matrix, begin, rows;
+};
+
 enum class Finish : int { Store, SwiGlu, Pieces };  // Pieces: y [row][piece][ldy], not added
 
 struct MultiplyArgs {
@@ -102,10 +108,17 @@ struct MultiplyArgs {
   Fixed fixed;
   const float* real = nullptr;  // [rows, K] for products in fp32
   const Task* tasks = nullptr;  // of a mixture: block y's rows; null: rows 8 y ..
+  // gemv: tasks of this matrix take out[others ..] instead of out[0 ..], which are like these.
+  int others = 0, other_matrix = -1;
   const int* task_count = nullptr;
   int max_tasks = 0, task_rows = 0;  // task_rows: no task has more
+  // gemm's tasks of a mixture: rows of y are those of `order`, of x these / pairs.
+  const RowGroup* groups = nullptr;
+  const int* order = nullptr;
+  int pairs = 1;
   // Of the launch, chosen by launch_multiply:
   int jobs = 0, round_stages = 0, slot_bytes = 0, entry_stride = 0, h_rows = 0;
+  float* piece_sums = nullptr;  // [rows][kMaxPieces][ldy]
 };
 
 // Whether m rows of this source can be prepared by every block itself.
@@ -117,8 +130,10 @@ bool can_gemv(const Queue& q, const MultiplyArgs& a);
 bool can_fuse_gemv(const Queue& q, const MultiplyArgs& a);
 void launch_gemv(const Queue& q, const MultiplyArgs& a);
 // The same for many rows (prepared before, in `fixed`), where the weights allow it: the same bits.
+// scratch: as many floats as gemm_scratch() says.
 bool can_gemm(const MultiplyArgs& a);
-void launch_gemm(const Queue& q, MultiplyArgs a);
+std::size_t gemm_scratch(const MultiplyArgs& a);
+void launch_gemm(const Queue& q, MultiplyArgs a, float* scratch);
 // Rows of a source, prepared once: rounded into `fixed` (words not null), in fp32 into `real` (not
 // null), in the stages of w.
 void launch_prepare(const Queue& q, const Source& s, int m, int int8, const Matrix& w,
@@ -163,8 +178,11 @@ struct AttendArgs {
   float* out;
   float* parts;  // [m][heads][splits][2 + head_dim]
   int splits;    // of the longest row
+  bool in_runs;  // rows 8 i .. 8 i + 7 are of one sequence
 };
 void launch_attention(const Queue& q, const AttendArgs& a);
+inline constexpr int kAttendRows = 8;
+void launch_attend_rows(const Queue& q, const AttendArgs& a);  // its part where rows are in runs
 
 // One layer of a gated delta net's state, as the CPU keeps it: conv [slot][tap][channel], oldest
 // first; rule [slot][head][value_dim / 16][key_dim][16].
@@ -189,14 +207,20 @@ struct RuleArgs {
   DeltaLayer state;
   float* out;
 };
-void launch_delta_rule(const Queue& q, const RuleArgs& a);
+// Bytes of scratch that a launch of m rows needs.
+std::size_t rule_scratch(const DeltaLayer& s, int m);
+void launch_delta_rule(const Queue& q, const RuleArgs& a, void* scratch);
 
 void launch_top_k(const Queue& q, const float* logits, int m, int experts, int k, int* ids,
                   float* weights);
 // Groups the (token, slot) pairs of ids [m, k] by expert, up to 8 a task. In `up`, x is the token;
-// in `down`, the pair; y is the pair in both. Which task comes first is up to chance.
-void launch_group(const Queue& q, const int* ids, int m, int k, int experts, Task* up, Task* down,
-                  int* count);
+// in `down`, the pair; y is the pair in both. shared: and matrix `experts` for each of up to 8
+// tokens, as pairs m k and on. Which task comes first is up to chance.
+void launch_group(const Queue& q, const int* ids, int m, int k, int experts, bool shared, Task* up,
+                  Task* down, int* count);
+// The same in groups of up to kGemmRows, for gemm; order [m * k].
+void launch_group_rows(const Queue& q, const int* ids, int m, int k, int experts, RowGroup* groups,
+                       int* order, int* count);
 struct MixArgs {
   const float* parts;         // [m * k][8][n]
   const float* shared_parts;  // [m][8][n]

@@ -55,7 +55,7 @@ void CudaBackend::multiply_kind(Source s, std::int64_t m, Activations activation
   if (gemv)
     launch_gemv(q_, a);
   else if (fixed && m > kMaxRows && can_gemm(a))
-    launch_gemm(q_, a);
+    launch_gemm(q_, a, scratch<float>("sums of pieces", gemm_scratch(a)));
   else
     launch_multiply(q_, a, fixed);
 }

@@ -1,5 +1,6 @@
 // router and experts. Pairs (token, slot) are grouped by expert on the device, so that a block
-// multiplies up to 8 tokens of an expert at once; the grouping never shows in a bit. Gate and up
+// multiplies up to 8 tokens of an expert at once, of many tokens 64; the grouping never shows in a
+// bit. Gate and up
 // with SwiGLU, rounding of what comes out, down with its pieces apart, then the sum over slots.
 #include <algorithm>
 
@@ -12,6 +13,16 @@ const Matrix& matrix(const Weight* w) { return static_cast<const CudaWeight&>(*w
 bool takes_integers(const Weight* w, Activations a) {
   return is_quantised(w->format().type) && a != Activations::Fp32;
 }
+// Whether one launch of gemv takes both.
+bool alike(const Weight* a, const Weight* b, Activations activations) {
+  const Matrix &v = matrix(a), &w = matrix(b);
+  return takes_integers(a, activations) && v.type == w.type && v.n == w.n && v.k == w.k &&
+         v.scale_bytes == w.scale_bytes && v.pieces == w.pieces && v.group_shift >= 0 &&
+         v.group_shift == w.group_shift && v.type == kInt4 && v.scale_bytes == 2;
+}
+
+// So few that every block rounds them itself.
+constexpr int kFewValues = 4608;
 
 }  // namespace
 
@@ -30,79 +41,110 @@ void CudaBackend::experts(const ExpertsArgs& a) {
   const auto grow = [&](const char* name, std::int64_t floats) {
     return scratch<float>(name, static_cast<std::size_t>(floats));
   };
-  const int most = std::min(pairs, count + pairs / kMaxRows);
-  Task* const up = scratch<Task>("tasks of gate and up", static_cast<std::size_t>(most));
-  Task* const down = scratch<Task>("tasks of down", static_cast<std::size_t>(most));
-  int* const tasks = scratch<int>("number of tasks", 1);
-  launch_group(q_, a.ids, m, k, count, up, down, tasks);
+  // Of few tokens the shared expert is one expert more, whose weights lie elsewhere.
+  const bool together = m <= kMaxRows && alike(a.gate, a.shared_gate, a.activations) &&
+                        alike(a.up, a.shared_up, a.activations) &&
+                        alike(a.down, a.shared_down, a.activations);
+  const int rows = pairs + (together ? m : 0);  // of act and pieces
 
-  const auto run = [&](const MultiplyArgs& r, bool fixed) {
-    if (fixed && can_gemv(q_, r))
+  const int most = std::min(pairs, count + pairs / kMaxRows) + 1,
+            most_groups = std::min(pairs, count + pairs / kGemmRows);
+  int* const number = scratch<int>("number of tasks", 2);
+  Task *up = nullptr, *down = nullptr;  // for up to 8 rows at once
+  const auto task = [&](bool wide) {
+    if (up == nullptr) {
+      up = scratch<Task>("tasks of gate and up", static_cast<std::size_t>(most));
+      down = scratch<Task>("tasks of down", static_cast<std::size_t>(most));
+      launch_group(q_, a.ids, m, k, count, together, up, down, number);
+    }
+    return wide ? up : down;
+  };
+  RowGroup* groups = nullptr;  // for up to 64
+  int* order = nullptr;
+  const auto group = [&] {
+    if (groups != nullptr) return;
+    groups = scratch<RowGroup>("groups of pairs", static_cast<std::size_t>(most_groups));
+    order = scratch<int>("order of pairs", static_cast<std::size_t>(pairs));
+    launch_group_rows(q_, a.ids, m, k, count, groups, order, number + 1);
+  };
+  Fixed tokens;  // rounded: blocks depend on K alone
+  const auto prepare = [&](const MultiplyArgs& r, const char* name) {
+    if (r.source.x == a.x && tokens.words != nullptr) return tokens;
+    const Fixed f = fixed_rows(name, r.m, r.out[0].w);
+    launch_prepare(q_, r.source, r.m, r.int8, r.out[0].w, f, nullptr);
+    return r.source.x == a.x ? tokens = f : f;
+  };
+
+  // routed: rows of y are pairs; name: of the rounded rows.
+  const auto run = [&](MultiplyArgs r, bool fixed, bool routed, const char* name) {
+    const bool wide = r.source.x == a.x;  // rows of x are tokens
+    if (fixed && m > kMaxRows && can_gemm(r)) {
+      if (routed) {
+        group();
+        r.groups = groups, r.order = order, r.pairs = wide ? k : 1;
+        r.task_count = number + 1, r.max_tasks = most_groups;
+      }
+      r.fixed = prepare(r, name);
+      return launch_gemm(q_, r, nullptr);
+    }
+    if (routed) r.tasks = task(wide), r.task_count = number, r.max_tasks = most, r.task_rows = m;
+    if (!fixed) {
+      r.real = r.source.x;
+      return launch_multiply(q_, r, false);
+    }
+    const bool gemv = can_gemv(q_, r);
+    if (!gemv || r.m * r.source.k > kFewValues || !can_fuse_gemv(q_, r)) r.fixed = prepare(r, name);
+    if (gemv)
       launch_gemv(q_, r);
     else
-      launch_multiply(q_, r, fixed);
+      launch_multiply(q_, r, true);
   };
-  // Two matrices times rows of x -> silu(gate) up [rows, width]; task: of the routed ones.
-  const auto widen = [&](const Weight* gate, const Weight* w_up, const Task* task, float* act,
-                         int rows, const float* x, const Fixed& fixed) {
+  // Two matrices times rows of x -> silu(gate) up [rows, width].
+  const auto widen = [&](const Weight* gate, const Weight* w_up, bool routed, float* act,
+                         int act_rows) {
     const auto width = static_cast<std::int64_t>(matrix(gate).n);
     MultiplyArgs r;
-    r.source.x = x, r.source.k = n, r.m = m, r.int8 = a.activations == Activations::Int8;
-    r.tasks = task, r.task_count = task != nullptr ? tasks : nullptr, r.max_tasks = most,
-    r.task_rows = m;
-    r.fixed = fixed, r.real = x;
+    r.source.x = a.x, r.source.k = n, r.m = m, r.int8 = a.activations == Activations::Int8;
     const bool kind[] = {takes_integers(gate, a.activations), takes_integers(w_up, a.activations)};
     r.out[0] = {matrix(gate), nullptr, act, width}, r.out[1] = {matrix(w_up), nullptr, nullptr, 0};
     if (kind[0] == kind[1]) {
       r.outputs = 2, r.finish = Finish::SwiGlu;
-      return run(r, kind[0]);
+      if (together) {
+        r.out[2].w = matrix(a.shared_gate), r.out[3].w = matrix(a.shared_up);
+        r.others = 2, r.other_matrix = count;
+      }
+      return run(r, kind[0], routed, "rounded rows");
     }
-    float* const both[] = {grow("gate", rows * width), grow("up", rows * width)};
+    float* const both[] = {grow("gate", act_rows * width), grow("up", act_rows * width)};
     for (int i = 0; i < 2; ++i) {  // no launch takes both kinds
       MultiplyArgs one = r;
       one.out[0] = {matrix(i == 0 ? gate : w_up), nullptr, both[i], width}, one.outputs = 1;
-      run(one, kind[i]);
+      run(one, kind[i], routed, "rounded rows");
     }
-    launch_swiglu(q_, both[0], both[1], rows * width, act);
+    launch_swiglu(q_, both[0], both[1], act_rows * width, act);
   };
-  const auto narrow = [&](const Weight* w, const Task* task, const char* name, const float* act,
-                          int rows, float* parts) {
+  const auto narrow = [&](const Weight* w, bool routed, const char* name, const float* act,
+                          int act_rows, float* parts) {
     MultiplyArgs r;
-    const Matrix& d = matrix(w);
-    const bool fixed = takes_integers(w, a.activations);
-    r.source.x = act, r.source.k = d.k, r.m = rows, r.int8 = a.activations == Activations::Int8;
-    r.tasks = task, r.task_count = task != nullptr ? tasks : nullptr, r.max_tasks = most,
-    r.task_rows = m;
-    r.out[0] = {d, nullptr, parts, n}, r.outputs = 1, r.finish = Finish::Pieces;
-    if (fixed) {
-      r.fixed = fixed_rows(name, rows, d);
-      launch_prepare(q_, r.source, rows, r.int8, d, r.fixed, nullptr);
-    } else {
-      r.real = act;
-    }
-    run(r, fixed);
+    r.source.x = act, r.source.k = matrix(w).k, r.m = act_rows;
+    r.int8 = a.activations == Activations::Int8;
+    r.out[0] = {matrix(w), nullptr, parts, n}, r.outputs = 1, r.finish = Finish::Pieces;
+    if (together) r.out[1].w = matrix(a.shared_down), r.others = 1, r.other_matrix = count;
+    run(r, takes_integers(w, a.activations), routed, name);
   };
 
-  const Matrix& g = matrix(a.gate);  // blocks depend on K alone: the shared expert's too
-  Source x;
-  x.x = a.x, x.k = n;
-  Fixed fixed;
-  const Weight* const wide[] = {a.gate, a.up, a.shared_gate, a.shared_up};
-  if (std::any_of(wide, wide + 4,
-                  [&](const Weight* w) { return takes_integers(w, a.activations); })) {
-    fixed = fixed_rows("rounded rows", m, g);
-    launch_prepare(q_, x, m, a.activations == Activations::Int8, g, fixed, nullptr);
+  const std::int64_t width = matrix(a.gate).n, part = std::int64_t{kMaxPieces} * n;
+  float* const act = grow("experts' act", rows * width);
+  float* const parts = grow("experts' pieces", rows * part);
+  float* shared_parts = parts + pairs * part;
+  widen(a.gate, a.up, true, act, rows);
+  if (!together) {
+    shared_parts = grow("shared expert's pieces", m * part);
+    float* const shared_act = grow("shared expert's act", m * matrix(a.shared_gate).n);
+    widen(a.shared_gate, a.shared_up, false, shared_act, m);
+    narrow(a.shared_down, false, "rounded shared act", shared_act, m, shared_parts);
   }
-  const std::int64_t width = g.n, shared_width = matrix(a.shared_gate).n,
-                     part = std::int64_t{kMaxPieces} * n;
-  float* const act = grow("experts' act", pairs * width);
-  float* const shared_act = grow("shared expert's act", m * shared_width);
-  float* const parts = grow("experts' pieces", pairs * part);
-  float* const shared_parts = grow("shared expert's pieces", m * part);
-  widen(a.gate, a.up, up, act, pairs, a.x, fixed);
-  widen(a.shared_gate, a.shared_up, nullptr, shared_act, m, a.x, fixed);
-  narrow(a.down, down, "rounded act", act, pairs, parts);
-  narrow(a.shared_down, nullptr, "rounded shared act", shared_act, m, shared_parts);
+  narrow(a.down, true, "rounded act", act, rows, parts);
   launch_mix(q_, {parts, shared_parts, a.ids, a.weights, a.shared, m, k, n, count, a.y});
 }
 

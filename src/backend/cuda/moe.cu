@@ -6,7 +6,9 @@
 namespace nibble::NIBBLE_CUDA_NS {
 namespace {
 
-constexpr int kThreads = 256, kMixThreads = 64, kLanes = 32;
+constexpr int kGroupThreads = 512, kLanes = 32, kMixThreads = kLanes * kMaxPieces;
+
+constexpr int kTaken = -0x7fffffff - 1;
 
 // One warp a token. NaN is never above another value; the first expert left is, where it is NaN.
 __global__ void __launch_bounds__(kLanes)
@@ -16,10 +18,44 @@ __global__ void __launch_bounds__(kLanes)
   const float* logits = all + static_cast<std::int64_t>(blockIdx.x) * experts;
   ids += static_cast<std::int64_t>(blockIdx.x) * k,
       weights += static_cast<std::int64_t>(blockIdx.x) * k;
-  char* taken = shared_memory();                                          // [experts]
-  float* exps = reinterpret_cast<float*>(taken + (experts + 3) / 4 * 4);  // [k]
-  for (int e = lane; e < experts; e += kLanes) taken[e] = 0;
+  float* exps = reinterpret_cast<float*>(shared_memory());  // [k]
+  float* held = exps + k;                                   // [experts]
+  char* taken = reinterpret_cast<char*>(held + experts);    // [experts]
+#pragma unroll 8
+  for (int e = lane; e < experts; e += kLanes) held[e] = logits[e], taken[e] = 0;
   warp_sync();
+  // Usually a lane's logits fit in registers, as integers that compare alike.
+  constexpr int kHeld = 8;
+  bool odd = experts > kHeld * kLanes || k > kLanes;
+  int key[kHeld];
+#pragma unroll
+  for (int i = 0; i < kHeld; ++i) {
+    const int e = i * kLanes + lane;
+    const float x = e < experts ? held[e] + 0.0f : 0.0f;  // one zero
+    odd = odd || x != x;
+    const int bits = float_bits(x);
+    key[i] = e < experts ? (bits < 0 ? bits ^ 0x7fffffff : bits) : kTaken;
+  }
+  if (first_lane(odd) == kLanes) {
+    float mine = 0;  // the choice of this lane's number
+    for (int s = 0; s < k; ++s) {
+      int most = key[0], at = 0;
+#pragma unroll
+      for (int i = 1; i < kHeld; ++i)
+        if (key[i] > most) most = key[i], at = i;
+      const int highest = warp_max(most);
+      const int best = -warp_max(most == highest ? -(at * kLanes + lane) : -kHeld * kLanes);
+#pragma unroll
+      for (int i = 0; i < kHeld; ++i)
+        if (best == i * kLanes + lane) key[i] = kTaken;
+      if (lane == s) mine = held[best], ids[s] = best;
+    }
+    const float e = exp_cut(mine - shuffle(mine, 0));
+    float sum = 0;
+    for (int s = 0; s < k; ++s) sum = sum + shuffle(e, s);
+    if (lane < k) weights[lane] = e / sum;
+    return;
+  }
   float top = 0, sum = 0;
   for (int s = 0; s < k; ++s) {
     int first = experts, best = experts;  // the lowest left, the largest left
@@ -27,7 +63,7 @@ __global__ void __launch_bounds__(kLanes)
     for (int e = lane; e < experts; e += kLanes) {
       if (taken[e] != 0) continue;
       if (first == experts) first = e;
-      const float x = logits[e];
+      const float x = held[e];
       if (x == x && (best == experts || x > most)) best = e, most = x;
     }
     first = -warp_max(-first);
@@ -37,7 +73,7 @@ __global__ void __launch_bounds__(kLanes)
       if (other < experts && (best == experts || value > most || (value == most && other < best)))
         best = other, most = value;
     }
-    const float lowest = logits[first];
+    const float lowest = held[first];
     if (lowest != lowest) best = first, most = lowest;
     if (s == 0) top = most;
     const float e = exp_cut(most - top);
@@ -49,59 +85,105 @@ __global__ void __launch_bounds__(kLanes)
   for (int s = lane; s < k; s += kLanes) weights[s] = exps[s] / sum;
 }
 
-// One block; a thread an expert, which looks at every pair.
-__global__ void __launch_bounds__(kThreads)
-    group(const int* ids, int m, int k, int experts, Task* up, Task* down, int* count) {
+// One block. Pairs are counted, experts get their tasks, pairs their places: in any order.
+__global__ void __launch_bounds__(kGroupThreads)
+    group(const int* ids, int m, int k, int experts, bool shared, Task* up, Task* down,
+          int* count) {
   start_next(), await_last();
-  int* tasks = reinterpret_cast<int*>(shared_memory());
-  if (threadIdx.x == 0) *tasks = 0;
+  const int tid = static_cast<int>(threadIdx.x);
+  int* pairs = reinterpret_cast<int*>(shared_memory());  // [experts]
+  int* first = pairs + experts;                          // [experts] tasks
+  int* tasks = first + experts;                          // [1]
+  for (int e = tid; e <= 2 * experts; e += kGroupThreads) pairs[e] = 0;
   block_sync();
-  for (int e = static_cast<int>(threadIdx.x); e < experts; e += kThreads) {
-    int mine = 0;
-    for (int i = 0; i < m * k; ++i) mine += ids[i] == e;
+  const auto expert = [&](int i) { return ids[i] >= 0 && ids[i] < experts ? ids[i] : -1; };
+  for (int i = tid; i < m * k; i += kGroupThreads)
+    if (expert(i) >= 0) atomic_add(pairs + expert(i), 1);
+  block_sync();
+  if (shared && tid + 1 == kGroupThreads) {
+    const int at = atomic_add(tasks, 1);
+    up[at].matrix = down[at].matrix = experts;
+    up[at].rows = down[at].rows = m;
+    for (int i = 0; i < m; ++i)
+      up[at].x[i] = i, down[at].x[i] = up[at].y[i] = down[at].y[i] = m * k + i;
+  }
+  for (int e = tid; e < experts; e += kGroupThreads) {
+    const int mine = pairs[e];
+    pairs[e] = 0;
     if (mine == 0) continue;
-    int at = atomic_add(tasks, (mine + kMaxRows - 1) / kMaxRows), rows = 0;
-    for (int i = 0; i < m * k; ++i) {
-      if (ids[i] != e) continue;
-      up[at].x[rows] = i / k, down[at].x[rows] = i;
-      up[at].y[rows] = down[at].y[rows] = i;
-      if (++rows < kMaxRows && --mine > 0) continue;
-      if (rows == kMaxRows) --mine;
+    first[e] = atomic_add(tasks, (mine + kMaxRows - 1) / kMaxRows);
+    for (int at = first[e], left = mine; left > 0; ++at, left -= kMaxRows) {
       up[at].matrix = down[at].matrix = e;
-      up[at].rows = down[at].rows = rows;
-      ++at, rows = 0;
+      up[at].rows = down[at].rows = left < kMaxRows ? left : kMaxRows;
     }
   }
   block_sync();
-  if (threadIdx.x == 0) *count = *tasks;
+  for (int i = tid; i < m * k; i += kGroupThreads) {
+    if (expert(i) < 0) continue;
+    const int place = atomic_add(pairs + expert(i), 1), at = first[expert(i)] + place / kMaxRows,
+              row = place % kMaxRows;
+    up[at].x[row] = i / k, down[at].x[row] = i;
+    up[at].y[row] = down[at].y[row] = i;
+  }
+  if (tid == 0) *count = *tasks;
 }
 
+// The same for gemm: pairs in the order of their experts, and which experts' they are.
+__global__ void __launch_bounds__(kGroupThreads)
+    group_rows(const int* ids, int m, int k, int experts, RowGroup* groups, int* order,
+               int* count) {
+  start_next(), await_last();
+  const int tid = static_cast<int>(threadIdx.x);
+  int* pairs = reinterpret_cast<int*>(shared_memory());  // [experts]
+  int* first = pairs + experts;                          // [experts] places in order
+  int* used = first + experts;                           // [2] groups, places
+  for (int e = tid; e < 2 * experts + 2; e += kGroupThreads) pairs[e] = 0;
+  block_sync();
+  const auto expert = [&](int i) { return ids[i] >= 0 && ids[i] < experts ? ids[i] : -1; };
+  for (int i = tid; i < m * k; i += kGroupThreads)
+    if (expert(i) >= 0) atomic_add(pairs + expert(i), 1);
+  block_sync();
+  for (int e = tid; e < experts; e += kGroupThreads) {
+    const int mine = pairs[e];
+    pairs[e] = 0;
+    if (mine == 0) continue;
+    first[e] = atomic_add(used + 1, mine);
+    int at = atomic_add(used, (mine + kGemmRows - 1) / kGemmRows);
+    for (int done = 0; done < mine; done += kGemmRows)
+      groups[at++] = {e, first[e] + done, mine - done < kGemmRows ? mine - done : kGemmRows};
+  }
+  block_sync();
+  for (int i = tid; i < m * k; i += kGroupThreads)
+    if (expert(i) >= 0) order[first[expert(i)] + atomic_add(pairs + expert(i), 1)] = i;
+  if (tid == 0) *count = used[0];
+}
+
+// A thread a column and piece; a warp has 32 columns of a piece.
 __global__ void __launch_bounds__(kMixThreads) mix(const __grid_constant__ MixArgs a) {
   start_next(), await_last();
-  const int token = static_cast<int>(blockIdx.y),
-            c = static_cast<int>(blockIdx.x * kMixThreads + threadIdx.x);
-  if (c >= a.n) return;
-  const float shared = sigmoid(a.shared[token]);
-  float sum[kMaxPieces];
-#pragma unroll
-  for (int p = 0; p < kMaxPieces; ++p) sum[p] = 0;
+  float* sums = reinterpret_cast<float*>(shared_memory());  // [piece][32]
+  const int token = static_cast<int>(blockIdx.y), tid = static_cast<int>(threadIdx.x),
+            lane = tid % kLanes, piece = tid / kLanes,
+            c = static_cast<int>(blockIdx.x) * kLanes + lane;
+  const std::int64_t pair = static_cast<std::int64_t>(token) * a.k,
+                     pitch = static_cast<std::int64_t>(kMaxPieces) * a.n, at = piece * a.n + c;
+  float sum = 0;
   bool good = true;
-#pragma unroll 4  // no load waits for another
-  for (int s = 0; s < a.k; ++s) {
-    const std::int64_t pair = static_cast<std::int64_t>(token) * a.k + s;
-    const int id = a.ids[pair];
-    good = good && id >= 0 && id < a.experts;
-    const float w = a.weights[pair];
-    const float* part = a.parts + pair * kMaxPieces * a.n + c;
-#pragma unroll
-    for (int p = 0; p < kMaxPieces; ++p)
-      sum[p] = fmaf(w, part[static_cast<std::int64_t>(p) * a.n], sum[p]);
+  if (c < a.n) {
+    const float shared = a.shared_parts[token * pitch + at];
+#pragma unroll 8  // no load waits for another
+    for (int s = 0; s < a.k; ++s) {
+      const int id = a.ids[pair + s];
+      good = good && id >= 0 && id < a.experts;
+      sum = fmaf(a.weights[pair + s], a.parts[(pair + s) * pitch + at], sum);
+    }
+    sum = fmaf(sigmoid(a.shared[token]), shared, sum);
   }
-  const float* part = a.shared_parts + static_cast<std::int64_t>(token) * kMaxPieces * a.n + c;
-#pragma unroll
-  for (int p = 0; p < kMaxPieces; ++p)
-    sum[p] = fmaf(shared, part[static_cast<std::int64_t>(p) * a.n], sum[p]);
-  const float y = ((sum[0] + sum[1]) + (sum[2] + sum[3])) + ((sum[4] + sum[5]) + (sum[6] + sum[7]));
+  sums[tid] = sum;
+  block_sync();
+  if (piece > 0 || c >= a.n) return;
+  const auto of = [&](int p) { return sums[p * kLanes + lane]; };
+  const float y = ((of(0) + of(1)) + (of(2) + of(3))) + ((of(4) + of(5)) + (of(6) + of(7)));
   a.y[static_cast<std::int64_t>(token) * a.n + c] = good ? y : bits_float(0x7fffffff);
 }
 
@@ -110,16 +192,24 @@ __global__ void __launch_bounds__(kMixThreads) mix(const __grid_constant__ MixAr
 void launch_top_k(const Queue& q, const float* logits, int m, int experts, int k, int* ids,
                   float* weights) {
   launch(q, "top_k", top_k, dim3{static_cast<unsigned>(m)}, kLanes,
-         static_cast<std::size_t>((experts + 3) / 4 * 4 + k * 4), logits, experts, k, ids, weights);
+         static_cast<std::size_t>(experts) * 5 + static_cast<std::size_t>(k) * 4, logits, experts,
+         k, ids, weights);
 }
-void launch_group(const Queue& q, const int* ids, int m, int k, int experts, Task* up, Task* down,
-                  int* count) {
-  launch(q, "group", group, dim3{1}, kThreads, sizeof(int), ids, m, k, experts, up, down, count);
+void launch_group(const Queue& q, const int* ids, int m, int k, int experts, bool shared, Task* up,
+                  Task* down, int* count) {
+  launch(q, "group", group, dim3{1}, kGroupThreads,
+         sizeof(int) * static_cast<std::size_t>(2 * experts + 1), ids, m, k, experts, shared, up,
+         down, count);
+}
+void launch_group_rows(const Queue& q, const int* ids, int m, int k, int experts, RowGroup* groups,
+                       int* order, int* count) {
+  launch(q, "group_rows", group_rows, dim3{1}, kGroupThreads,
+         sizeof(int) * static_cast<std::size_t>(2 * experts + 2), ids, m, k, experts, groups, order,
+         count);
 }
 void launch_mix(const Queue& q, const MixArgs& a) {
-  const dim3 grid{static_cast<unsigned>((a.n + kMixThreads - 1) / kMixThreads),
-                  static_cast<unsigned>(a.m)};
-  launch(q, "mix", mix, grid, kMixThreads, 0, a);
+  const dim3 grid{static_cast<unsigned>((a.n + kLanes - 1) / kLanes), static_cast<unsigned>(a.m)};
+  launch(q, "mix", mix, grid, kMixThreads, kMixThreads * sizeof(float), a);
 }
 
 }  // namespace nibble::NIBBLE_CUDA_NS

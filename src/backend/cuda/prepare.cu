@@ -32,10 +32,8 @@ __global__ void __launch_bounds__(kRowThreads)
   char* words = static_cast<char*>(fixed.words) + row * stages * 128;
   RowMeta* meta = fixed.meta + row * stages;
   if (s.kind == Source::Norm) {
-    NormWeights weights;
-    weights.load(s);
     await_last();
-    norm_row<true>(s, row, 0, int8, weights, {0, s.k}, words, meta,
+    norm_row<true>(s, row, 0, int8, {0, s.k}, words, meta,
                    reinterpret_cast<float*>(shared_memory()));
   } else {
     await_last();

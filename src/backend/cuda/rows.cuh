@@ -11,46 +11,41 @@ namespace nibble::NIBBLE_CUDA_NS {
 inline constexpr int kRowWarps = 16, kRowThreads = 32 * kRowWarps;
 inline constexpr int kHeldStages = 5;  // of a row under a norm, a warp
 
-// Norm: what does not depend on the launch before is loaded before it is awaited.
-struct NormWeights {
-  float2 w[kHeldStages];
-  __device__ __forceinline__ void load(const Source& s) {
-    const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
-    const float* p = s.weight + warp * kStage + lane;
-#pragma unroll
-    for (int i = 0; i < kHeldStages; ++i) {
-      if (warp + kRowWarps * i >= s.k / kStage) break;
-      const float* at = p + i * kRowWarps * kStage;
-      w[i] = {at[0] + s.offset, at[32] + s.offset};
-    }
-  }
-};
-
 // Row `row` of the source -> words [stages] 128 bytes, meta [stages]; residual_out and normed in
 // this block's slice. scratch: 32 floats of shared memory; even and odd calls use it by turns.
 template <bool Sums>
 __device__ __forceinline__ void norm_row(const Source& s, std::int64_t row, int turn, int int8,
-                                         const NormWeights& weights, Slice slice, char* words,
-                                         RowMeta* meta, float* scratch) {
+                                         Slice slice, char* words, RowMeta* meta, float* scratch) {
   const int tid = static_cast<int>(threadIdx.x), lane = tid % 32, warp = tid / 32;
   const int stages = s.k / kStage, count = (stages - warp + kRowWarps - 1) / kRowWarps;
   constexpr int kStep = kRowWarps * kStage;
   const float *x = s.x + row * s.k, *other = s.other != nullptr ? s.other + row * s.k : nullptr;
-  const float* at = x + warp * kStage + lane;
-  float2 v[kHeldStages];
-#pragma unroll
-  for (int i = 0; i < kHeldStages; ++i) {
-    if (i >= count) break;
-    v[i] = {at[i * kStep], at[i * kStep + 32]};
-  }
-  if (other != nullptr) {
-    at = other + warp * kStage + lane;
+  const int column = (count > 0 ? warp * kStage : 0) + lane;
+  float2 v[kHeldStages], w[kHeldStages];  // all loads before the first use
+  const auto load = [&](const float* from, float2(&to)[kHeldStages]) {
 #pragma unroll
     for (int i = 0; i < kHeldStages; ++i) {
-      if (i >= count) break;
-      v[i].x = v[i].x + at[i * kStep], v[i].y = v[i].y + at[i * kStep + 32];
+      const int c = i < count ? column + i * kStep : column;
+      to[i] = {from[c], from[c + 32]};
     }
+  };
+  load(x, v);
+  if (other != nullptr) {
+    load(other, w);
+#pragma unroll
+    for (int i = 0; i < kHeldStages; ++i) v[i].x = v[i].x + w[i].x, v[i].y = v[i].y + w[i].y;
   }
+  // Of this block's slice, by those who have it.
+  const auto store = [&](float* to) {
+#pragma unroll
+    for (int i = 0; i < kHeldStages; ++i) {
+      const int c = column + i * kStep;
+      if (i >= count || c + 32 < slice.begin || c >= slice.end) continue;
+      if (c >= slice.begin) to[row * s.k + c] = v[i].x;
+      if (c + 32 < slice.end) to[row * s.k + c + 32] = v[i].y;
+    }
+  };
+  if (s.residual_out != nullptr) store(s.residual_out);
   float one = 0, two = 0;
 #pragma unroll
   for (int i = 0; i < kHeldStages; ++i) {
@@ -60,21 +55,17 @@ __device__ __forceinline__ void norm_row(const Source& s, std::int64_t row, int 
   float* sums = scratch + turn % 2 * kRowWarps;
   one = add_lanes(one + two);
   if (lane == 0) sums[warp] = one;
+  load(s.weight, w);  // while others come
   block_sync();
   const float sum = add_sixteen(sums[lane % kRowWarps]);
   const float inv = 1.0f / sqrtf(sum / static_cast<float>(s.k) + s.eps);
 #pragma unroll
   for (int i = 0; i < kHeldStages; ++i) {
     if (i >= count) break;
-    v[i].x = v[i].x * inv * weights.w[i].x, v[i].y = v[i].y * inv * weights.w[i].y;
+    v[i].x = v[i].x * inv * (w[i].x + s.offset), v[i].y = v[i].y * inv * (w[i].y + s.offset);
   }
+  if (s.normed != nullptr) store(s.normed);
   round_stages<kHeldStages, Sums>(v, count, warp, kRowWarps, int8, words, meta);
-  if (s.residual_out == nullptr && s.normed == nullptr) return;
-  for (int c = slice.begin + tid; c < slice.end; c += kRowThreads) {  // a few columns, once more
-    const float h = other != nullptr ? x[c] + other[c] : x[c];
-    if (s.residual_out != nullptr) s.residual_out[row * s.k + c] = h;
-    if (s.normed != nullptr) s.normed[row * s.k + c] = h * inv * (s.weight[c] + s.offset);
-  }
 }
 
 // Without a norm, or under a head's (GatedNorm, dim a multiple of 64 up to 256): units of a stage,

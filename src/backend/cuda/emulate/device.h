@@ -71,6 +71,13 @@ inline int warp_add(int x) {
   for (int i = 0; i < 32; ++i) sum += all[i][0];
   return static_cast<int>(sum);
 }
+inline int first_lane(bool is) {
+  const std::uint32_t mine = is;
+  const auto* all = emulate::exchange(&mine, 1);
+  int i = 0;
+  while (i < 32 && all[i][0] == 0) ++i;
+  return i;
+}
 inline int atomic_add(int* p, int x) {
   const int old = *p;
   *p += x;

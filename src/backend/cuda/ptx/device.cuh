@@ -39,6 +39,12 @@ __device__ __forceinline__ T shuffle_xor(T x, int mask) {
 }
 __device__ __forceinline__ int warp_max(int x) { return __reduce_max_sync(0xffffffffu, x); }
 __device__ __forceinline__ int warp_add(int x) { return __reduce_add_sync(0xffffffffu, x); }
+// The lowest lane where it is so; 32: nowhere. (-warp_max(-lane) in a loop that its value ends
+// makes ptxas 13.0.88 compare with the value of the turn before.)
+__device__ __forceinline__ int first_lane(bool is) {
+  const unsigned all = __ballot_sync(0xffffffffu, is);
+  return all != 0 ? __ffs(static_cast<int>(all)) - 1 : 32;
+}
 __device__ __forceinline__ int atomic_add(int* p, int x) { return atomicAdd(p, x); }
 
 // 16 bytes, past the first cache: a weight is read once.
@@ -72,8 +78,7 @@ __device__ __forceinline__ void copy_async_wait() {
 __device__ __forceinline__ void mma_u8s8(int (&c)[4], std::uint32_t a0, std::uint32_t a1,
                                          std::uint32_t a2, std::uint32_t a3, std::uint32_t b0,
                                          std::uint32_t b1) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},"
+  asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},"
       "{%0,%1,%2,%3};"
       : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
@@ -81,8 +86,7 @@ __device__ __forceinline__ void mma_u8s8(int (&c)[4], std::uint32_t a0, std::uin
 __device__ __forceinline__ void mma_s8s8(int (&c)[4], std::uint32_t a0, std::uint32_t a1,
                                          std::uint32_t a2, std::uint32_t a3, std::uint32_t b0,
                                          std::uint32_t b1) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},"
+  asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},"
       "{%0,%1,%2,%3};"
       : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));

@@ -1,0 +1,91 @@
+// What a launch of gemv.cu asks for, and a warp's stream of weights through its two slots.
+#pragma once
+#include "backend/cuda/rows.cuh"
+
+namespace nibble::NIBBLE_CUDA_NS {
+
+inline constexpr int kCodeBytes = 512, kScaleBytes = 32;  // of a stage
+// A warp has two slots of this many stages, one in use, the other on its way.
+inline constexpr int kLongSlot = 5, kShortSlot = 3;
+constexpr int slot_bytes(int stages) { return stages * (kCodeBytes + kScaleBytes); }
+
+struct Output {
+  const std::uint8_t *codes, *scales;
+  const float* bias;
+  float* y;
+  std::int64_t ldy;
+  int n, first;  // first: job
+};
+
+// Small: a launch's arguments come from memory.
+struct GemvArgs {
+  Source source;
+  Fixed fixed;
+  const Task* tasks;
+  const int* task_count;
+  Output out[kMaxOutputs];
+  int outputs, m, int8, swiglu, pieces;  // pieces: y [row][piece][ldy]
+  int others, other_matrix;
+  // What the matrices share.
+  int stages, groups, group_shift, tree, parts, part_end[kMaxPieces];
+  // How a block divides the work: jobs of a matrix, rows of x of an item.
+  int team_warps, jobs, width, round_items, copy_rows;
+};
+
+// The segments of one warp: of a piece, its own; else one.
+struct Segments {
+  int count, end[kMaxPieces];  // stages
+};
+
+// The runs of stages of one warp, in the order of their use: at most a slot's, of one segment.
+template <int Slot>
+struct Stream {
+  char* slot;  // + 16 lane
+  int other, item, end, step, first, segment, left, s;
+  const std::uint8_t *codes, *scales;  // + 16 lane
+  ReadOnce once;
+
+  __device__ __forceinline__ void locate(const GemvArgs& a, const Output* outputs,
+                                         const Segments& own) {
+    int matrix = 0, out = 0, tile = item;
+    if (a.tasks != nullptr) {
+      const int each = a.swiglu ? 2 * a.jobs : a.jobs;
+      matrix = a.tasks[item / each].matrix, tile = item % each;
+      if (matrix == a.other_matrix) matrix = 0, out = a.others;
+    }
+    if (a.swiglu)
+      out += tile % 2, tile /= 2;
+    else
+      while (out + 1 < a.outputs && tile >= outputs[out + 1].first) ++out;
+    const Output& o = outputs[out];
+    const std::int64_t at = static_cast<std::int64_t>(matrix) * a.jobs + tile - o.first;
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    codes = o.codes + (at * a.stages + first) * kCodeBytes + lane * 16;
+    scales = o.scales + at * a.groups * kScaleBytes + lane % 2 * 16;
+    s = first + lane / 2, segment = 0, left = own.end[0] - first;
+  }
+  __device__ __forceinline__ void bring(const GemvArgs& a, const Output* outputs,
+                                        const Segments& own) {
+    if (item < end) {
+      const int lane = static_cast<int>(threadIdx.x) % 32, now = left < Slot ? left : Slot;
+#pragma unroll
+      for (int j = 0; j < Slot; ++j)
+        if (j < now) copy_async16(slot + j * kCodeBytes, codes + j * kCodeBytes, once);
+      if (lane < 2 * now)
+        copy_async16(slot + Slot * kCodeBytes, scales + (s >> a.group_shift) * kScaleBytes, once);
+      codes += now * kCodeBytes, s += now, left -= now;
+      if (left == 0) {
+        if (++segment < own.count) {
+          left = own.end[segment] - own.end[segment - 1];
+        } else {
+          item += step;
+          if (item < end) locate(a, outputs, own);
+        }
+      }
+    }
+    copy_async_commit();
+    slot += other, other = -other;
+  }
+};
+
+}  // namespace nibble::NIBBLE_CUDA_NS
