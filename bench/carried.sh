@@ -14,7 +14,7 @@ carry_programs() {
 carry_files() {
   local p
   for p in "$@"; do
-    strip -o "$carry/bin/${p##*/}" "$p"
+    strip -o "$carry/bin/${p##*/}" "$p" && gzip -f "$carry/bin/${p##*/}"
     ldd "$p" | awk '$3 ~ /^\// {print $3} $1 ~ /^\// {print $1}' | xargs -I{} cp -Lu {} "$carry/lib/"
   done
   du -sh "$carry"
@@ -24,6 +24,7 @@ carry_files() {
 run() {
   local program=$carry/bin/$1
   shift
+  gunzip -qf "$carry"/bin/*.gz 2>/dev/null || true
   if [ -z "${loader+set}" ]; then
     loader=()
     "$carry/bin/nibble" --version >/dev/null 2>&1 || loader=("$carry/lib/ld-linux-x86-64.so.2"

@@ -90,7 +90,7 @@ class Bench {
     std::vector<std::int32_t> ids;
     for (std::int64_t at; (at = engine_.length(0)) < end;) {
       ids.clear();
-      const std::int64_t stop = chunk_end(at, end, Engine::kPrefillChunk);
+      const std::int64_t stop = chunk_end(at, end, engine_.prefill_rows());
       for (std::int64_t i = at; i < stop; ++i) ids.push_back(token(i));
       const Engine::Input input{0, ids, stop == end ? Engine::Logits::Last : Engine::Logits::None};
       engine_.forward({&input, 1});
@@ -110,7 +110,7 @@ class Bench {
     const EngineMemory& memory = engine_.memory();
     double bytes = 0;
     for (std::int64_t at = t.depth; at < t.depth + t.tokens;) {
-      at = t.decode ? at + 1 : chunk_end(at, t.depth + t.tokens, Engine::kPrefillChunk);
+      at = t.decode ? at + 1 : chunk_end(at, t.depth + t.tokens, engine_.prefill_rows());
       bytes += static_cast<double>(memory.weights_per_token) +
                2 * static_cast<double>(memory.state_per_step) +
                static_cast<double>(at) * static_cast<double>(memory.kv_per_position);
