@@ -24,6 +24,7 @@ struct Options {
   bool random_weights = false;
   std::int64_t layers = 0;  // 0: all
   std::vector<std::int64_t> prompt{512}, generate{128}, depth{0};
+  std::vector<int> batch{1};
   std::vector<int> threads{0};
   int repeat = 5;
   std::string format = "table";
@@ -33,16 +34,19 @@ struct Options {
 struct Row {
   std::string test;
   std::int64_t depth = 0;
+  int batch = 1;
   int threads = 0;
   double rate = 0, deviation = 0;  // tokens a second
   double bytes = 0;                // read per token
   double fraction = 0;             // of the read bandwidth
 };
 
-// One thing to time: `tokens` on top of `depth` positions, in one go or one by one.
+// One thing to time: `tokens` on top of `depth` positions, in one go, or one by one of each of
+// `batch` sequences.
 struct Test {
   std::int64_t tokens, depth;
   bool decode;
+  int batch = 1;
 };
 
 class Bench {
@@ -50,14 +54,16 @@ class Bench {
   Bench(Engine& engine, double bandwidth) : engine_(engine), bandwidth_(bandwidth) {}
 
   Row run(const Test& t, int repeat, Progress& progress) {
-    fill(t.depth);
-    engine_.checkpoint(0);
+    for (int slot = 0; slot < t.batch; ++slot) {
+      fill(slot, t.depth);
+      engine_.checkpoint(slot);
+    }
     double sum = 0, squares = 0;
     for (int i = -1; i < repeat; ++i) {  // the first run warms up
-      engine_.truncate(0, t.depth);
+      for (int slot = 0; slot < t.batch; ++slot) engine_.truncate(slot, t.depth);
       const auto begin = Clock::now();
-      t.decode ? decode(t.tokens) : fill(t.depth + t.tokens);
-      const double rate = static_cast<double>(t.tokens) /
+      t.decode ? decode(t.batch, t.tokens) : fill(0, t.depth + t.tokens);
+      const double rate = static_cast<double>(t.tokens * t.batch) /
                           std::chrono::duration<double>(Clock::now() - begin).count();
       progress.show((i + 2.0) / (repeat + 1.0), name(t));
       if (i < 0) continue;
@@ -67,13 +73,10 @@ class Bench {
     const double mean = sum / repeat;
     const double variance = repeat > 1 ? (squares - repeat * mean * mean) / (repeat - 1) : 0;
     const double bytes = bytes_per_token(t);
-    return {name(t),
-            t.depth,
-            engine_.threads(),
-            mean,
-            std::sqrt(std::max(variance, 0.0)),
-            bytes,
-            bandwidth_ > 0 ? bytes * mean / bandwidth_ : 0};
+    return {name(t), t.depth,
+            t.batch, engine_.threads(),
+            mean,    std::sqrt(std::max(variance, 0.0)),
+            bytes,   bandwidth_ > 0 ? bytes * mean / bandwidth_ : 0};
   }
 
  private:
@@ -86,32 +89,39 @@ class Bench {
   }
 
   // Prefills until the slot holds `end` positions, in chunks as generation does.
-  void fill(std::int64_t end) {
+  void fill(int slot, std::int64_t end) {
     std::vector<std::int32_t> ids;
-    for (std::int64_t at; (at = engine_.length(0)) < end;) {
+    for (std::int64_t at; (at = engine_.length(slot)) < end;) {
       ids.clear();
       const std::int64_t stop = chunk_end(at, end, engine_.prefill_rows());
       for (std::int64_t i = at; i < stop; ++i) ids.push_back(token(i));
-      const Engine::Input input{0, ids, stop == end ? Engine::Logits::Last : Engine::Logits::None};
+      const Engine::Input input{slot, ids,
+                                stop == end ? Engine::Logits::Last : Engine::Logits::None};
       engine_.forward({&input, 1});
     }
   }
 
-  void decode(std::int64_t steps) {
+  void decode(int batch, std::int64_t steps) {
+    std::vector<std::int32_t> ids(static_cast<std::size_t>(batch));
     for (std::int64_t i = 0; i < steps; ++i) {
-      const std::int32_t id = token(engine_.length(0));
-      const Engine::Input input{0, {&id, 1}, Engine::Logits::Last};
-      engine_.forward({&input, 1});
+      std::vector<Engine::Input> inputs;
+      for (int slot = 0; slot < batch; ++slot) {  // each sequence has a text of its own
+        std::int32_t& id = ids[static_cast<std::size_t>(slot)];
+        id = token(engine_.length(slot) + slot * engine_.context());
+        inputs.push_back({slot, {&id, 1}, Engine::Logits::Last});
+      }
+      engine_.forward(inputs);
     }
   }
 
-  // Weights are read once a step, and the cache up to where the step ends.
+  // Weights are read once a step (a mixture of several sequences reads more of its experts, which
+  // is not counted), and the cache of each sequence up to where the step ends.
   double bytes_per_token(const Test& t) const {
-    const EngineMemory& memory = engine_.memory();
+    const EngineMemory memory = engine_.memory();
     double bytes = 0;
     for (std::int64_t at = t.depth; at < t.depth + t.tokens;) {
       at = t.decode ? at + 1 : chunk_end(at, t.depth + t.tokens, engine_.prefill_rows());
-      bytes += static_cast<double>(memory.weights_per_token) +
+      bytes += static_cast<double>(memory.weights_per_token) / t.batch +
                2 * static_cast<double>(memory.state_per_step) +
                static_cast<double>(at) * static_cast<double>(memory.kv_per_position);
     }
@@ -126,10 +136,10 @@ void print_rows(const std::string& format, const std::vector<Row>& rows) {
   const bool csv = format == "csv", markdown = format == "markdown";
   if (csv) {
     out("test,depth,threads,tokens_per_second,stddev,bytes_per_token,gb_per_second,"
-        "bandwidth_fraction\n");
+        "bandwidth_fraction,batch\n");
     for (const Row& r : rows)
-      out("{},{},{},{:.3f},{:.3f},{:.0f},{:.4f},{:.4f}\n", r.test, r.depth, r.threads, r.rate,
-          r.deviation, r.bytes, r.rate * r.bytes / 1e9, r.fraction);
+      out("{},{},{},{:.3f},{:.3f},{:.0f},{:.4f},{:.4f},{}\n", r.test, r.depth, r.threads, r.rate,
+          r.deviation, r.bytes, r.rate * r.bytes / 1e9, r.fraction, r.batch);
     return;
   }
   const char* edge = markdown ? "| " : "";
@@ -139,12 +149,26 @@ void print_rows(const std::string& format, const std::vector<Row>& rows) {
     const std::vector<std::string> cells{fmt::format("{:>8}", cell)...};
     out("{}{}{}", edge, fmt::join(cells, bar), end);
   };
-  line("test", "depth", "threads", "tok/s", "+/-", "MB/token", "GB/s", "% of read");
-  if (markdown) out("|---|---|---|---|---|---|---|---|\n");
+  line("test", "depth", "batch", "threads", "tok/s", "+/-", "MB/token", "GB/s", "% of read");
+  if (markdown) out("|---|---|---|---|---|---|---|---|---|\n");
   for (const Row& r : rows)
-    line(r.test, r.depth, r.threads, fmt::format("{:.2f}", r.rate),
+    line(r.test, r.depth, r.batch, r.threads, fmt::format("{:.2f}", r.rate),
          fmt::format("{:.2f}", r.deviation), fmt::format("{:.2f}", r.bytes / 1e6),
          fmt::format("{:.2f}", r.rate * r.bytes / 1e9), fmt::format("{:.1f}", 100 * r.fraction));
+}
+
+void print_memory(const EngineMemory& m) {
+  const auto mb = [](std::uint64_t bytes) { return static_cast<double>(bytes) / 1e6; };
+  out("memory: weights {:.1f} MB, KV cache {:.1f}, recurrent state {:.1f}, activations and logits "
+      "{:.1f}, inside operations {:.1f}\n",
+      mb(m.weights), mb(m.kv_cache), mb(m.state), mb(m.scratch), mb(m.operations));
+}
+Json memory_json(const EngineMemory& m) {
+  return {{"weights", m.weights},
+          {"kv_cache", m.kv_cache},
+          {"state", m.state},
+          {"scratch", m.scratch},
+          {"operations", m.operations}};
 }
 
 std::unique_ptr<Checkpoint> open_or_make(const Options& o) {
@@ -170,26 +194,33 @@ void bench_model(const Options& o) {
     for (const std::int64_t n : o.prompt)
       if (n > 0) tests.push_back({n, depth, false});
     for (const std::int64_t n : o.generate)
-      if (n > 0) tests.push_back({n, depth, true});
+      for (const int batch : o.batch)
+        if (n > 0) tests.push_back({n, depth, true, batch});
   }
   if (tests.empty()) fail_usage("nothing to do: --prompt and --generate are both 0");
-  for (const Test& t : tests) context = std::max(context, t.depth + t.tokens);
+  int slots = 1;
+  for (const Test& t : tests)
+    context = std::max(context, t.depth + t.tokens), slots = std::max(slots, t.batch);
 
   const auto checkpoint = open_or_make(o);
   std::vector<Row> rows;
+  EngineMemory memory;
   for (const int threads : o.threads) {
     ModelFlags flags = o.model;
     flags.threads = threads;
-    const auto engine = load_engine(*checkpoint, flags, context);
+    const auto engine = load_engine(*checkpoint, flags, context, slots);
     const double device = engine->read_bandwidth();
     Bench bench(*engine, device > 0 ? device : measure_bandwidth(engine->threads(), 0.5).median);
     for (const Test& t : tests) {
       Progress progress("bench");
       rows.push_back(bench.run(t, o.repeat, progress));
     }
+    memory = engine->memory();
   }
   const std::string format = o.json ? "json" : o.format;
-  if (format != "json") return print_rows(format, rows);
+  if (format != "json") print_rows(format, rows);
+  if (format == "table") print_memory(memory);
+  if (format != "json") return;
   auto list = Json::array();
   for (const Row& r : rows)
     list.push_back({{"test", r.test},
@@ -200,9 +231,11 @@ void bench_model(const Options& o) {
                     {"bandwidth_fraction", r.fraction},
                     {"threads", r.threads},
                     {"depth", r.depth},
+                    {"batch", r.batch},
                     {"repeat", o.repeat},
                     {"activations", o.model.activations},
-                    {"device", o.model.device}});
+                    {"device", o.model.device},
+                    {"memory", memory_json(memory)}});
   out_json(list);
 }
 
@@ -244,6 +277,11 @@ void add_bench_model(CLI::App& bench) {
   lengths("--prompt", o->prompt, "Prompt lengths to time (pp512); 0: none");
   lengths("--generate", o->generate, "Numbers of decode steps to time (tg128); 0: none");
   lengths("--depth", o->depth, "Positions in the cache before the timing begins");
+  cmd->add_option("--batch", o->batch, "Numbers of sequences that decode together")
+      ->delimiter(',')
+      ->allow_extra_args(false)
+      ->check(CLI::Range(1, Engine::kMaxSequences))
+      ->capture_default_str();
   cmd->add_option("--threads", o->threads, "Numbers of threads; 0: every core this process may use")
       ->delimiter(',')
       ->allow_extra_args(false)
@@ -259,7 +297,8 @@ void add_bench_model(CLI::App& bench) {
   cmd->add_flag("--json", o->json, "The same as --format json");
   cmd->footer(
       "Mean and standard deviation over the runs. A token's bytes are the weights a step reads and "
-      "the\ncache; GB/s is those times tokens/s, and its percentage is of the read bandwidth "
+      "the\ncache; tokens/s are those of all sequences of a batch; GB/s is those times tokens/s, "
+      "and its percentage is of the read bandwidth "
       "measured just before.\n\n"
       "  nibble bench model model.gguf\n"
       "  nibble bench model model.gguf --prompt 0 --generate 64 --depth 0,1024 --threads 1,2\n"

@@ -1,13 +1,16 @@
 // nibble verify: the sweep over shapes, the story of the published defect, and the stress.
 #include <fstream>
+#include <optional>
 
 #include "backend/backend.h"
+#include "backend/cuda/adversary.h"
 #include "backend/cuda/make.h"
 #include "base/error.h"
 #include "base/thread_pool.h"
 #include "commands.h"
 #include "common.h"
 #include "console.h"
+#include "verify/cases.h"
 #include "verify/published.h"
 #include "verify/stress.h"
 #include "version.h"
@@ -157,6 +160,43 @@ void sweep(const Options& o) {
            type_name(r.shape), activations_name(r.activations), r.failure);
 }
 
+// The published form and Nibble's on a device, launch by launch, in whatever order its blocks come.
+void explain_device(bool json) {
+  constexpr int kLaunches = 200;
+  const auto schedules = cuda::make_schedules({});  // throws where there is no device
+  auto rows = Json::array();
+  if (!json)
+    out("The published in-place form on this device, {} launches each; a launch is corrupt when a\n"
+        "bit of y is not what the same kernel gives when it writes the sum elsewhere:\n\n"
+        "  {:>11}  {:>17}  {:>10}  {:>21}  {:>15}\n",
+        kLaunches, "N x K", "in place, corrupt", "rows wrong", "out of place, corrupt",
+        "Nibble, corrupt");
+  for (const auto& [n, k] :
+       {std::pair<std::int64_t, std::int64_t>{16, 128}, {256, 2048}, {8704, 5120}, {34816, 5120}}) {
+    const verify::Problem p(n, k);
+    const auto count = [&](bool in_place) {
+      return cuda::count_published(p.weight, p.residual, p.delta, kLaunches, in_place);
+    };
+    const cuda::PublishedCount in_place = count(true), apart = count(false);
+    const double wrong = static_cast<double>(in_place.rows_wrong) / static_cast<double>(n) /
+                         std::max(in_place.corrupt, 1);
+    const verify::StressResult ours = verify::stress(verify::int4_case(n, k), Activations::Int16,
+                                                     schedules, kLaunches, [](double) {});
+    require(ours.differing == 0, "{}x{}: bits differ; {}", n, k, ours.first);
+    if (!json)
+      out("  {:>11}  {:>17}  {:>8.1f} %  {:>21}  {:>15}\n", fmt::format("{}x{}", n, k),
+          in_place.corrupt, 100 * wrong, apart.corrupt, ours.differing);
+    rows.push_back({{"n", n},
+                    {"k", k},
+                    {"launches", kLaunches},
+                    {"in_place_corrupt", in_place.corrupt},
+                    {"rows_wrong", wrong},
+                    {"out_of_place_corrupt", apart.corrupt},
+                    {"nibble_corrupt", ours.differing}});
+  }
+  if (json) out_json({{"rows", rows}});
+}
+
 Json story_json(const verify::Story& s) {
   auto lines = Json::array(), curve = Json::array();
   for (const auto& l : s.lines)
@@ -210,40 +250,60 @@ void explain(bool json) {
 }
 
 void stress(const Options& o) {
-  if (o.shapes.empty()) fail_usage("--stress needs --shape NxK, such as --shape 256x2048");
+  const bool sweep = o.shapes.empty() && o.device == cuda::kDevice;
+  if (o.shapes.empty() && !sweep)
+    fail_usage("--stress needs --shape NxK, such as --shape 256x2048 (--device cuda: or none)");
+  std::vector<Case> cases;
+  for (const std::string& s : o.shapes) cases.push_back(parse_shape(s));
+  if (sweep) cases = o.quick ? verify::quick_cases() : verify::full_cases();
+  std::vector<std::unique_ptr<Backend>> device;
+  std::optional<cuda::Crowd> crowd;
+  if (o.device == cuda::kDevice) {
+    device = cuda::make_schedules({66, 132, 1000});
+    crowd.emplace(static_cast<std::uint64_t>(o.stress));
+  }
+  const int threads = o.threads == 0 ? available_cores() : o.threads;
   auto rows = Json::array();
+  std::int64_t calls = 0, differing = 0;
   std::string failure;
-  for (const std::string& s : o.shapes) {
-    const Case c = parse_shape(s);
+  for (const Case& c : cases) {
+    const std::string s = shape_name(c) + " " + type_name(c);
     for (const Activations a : modes(o.activations)) {
+      if (!is_quantised(c.type) && a != Activations::Fp32) continue;
       Progress progress("stress " + s);
       const auto begin = std::chrono::steady_clock::now();
-      const verify::StressResult r =
-          verify::stress(c, a, o.threads == 0 ? available_cores() : o.threads, o.stress,
-                         [&](double f) { progress.show(f); });
+      const auto show = [&](double f) { progress.show(f); };
+      const verify::StressResult r = device.empty() ? verify::stress(c, a, threads, o.stress, show)
+                                                    : verify::stress(c, a, device, o.stress, show);
       const double seconds =
           std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
       if (!r.first.empty() && failure.empty()) failure = s + ": " + r.first;
-      if (!o.json)
+      calls += r.calls, differing += r.differing;
+      if (!o.json && (!sweep || r.differing > 0))
         out("{} {}: {} calls under random delays, {} with other bits, {:.0f} s\n", s,
             activations_name(a), r.calls, r.differing, seconds);
       rows.push_back({{"n", c.n},
                       {"k", c.k},
+                      {"type", weight_type_name(c.type)},
+                      {"group", c.group},
+                      {"pieces", c.pieces},
                       {"activations", activations_name(a)},
                       {"calls", r.calls},
                       {"differing", r.differing},
                       {"seconds", seconds}});
     }
   }
-  if (o.json) out_json({{"rows", rows}, {"failed", failure.empty() ? 0 : 1}});
+  if (o.json)
+    out_json({{"rows", rows}, {"device", o.device}, {"failed", failure.empty() ? 0 : 1}});
+  else if (crowd)
+    out("{} rows, {} calls, {} with other bits; {} launches of others in between\n", rows.size(),
+        calls, differing, crowd->launches());
   flush_output();
   require(failure.empty(), "bits differ; {}", failure);
 }
 
 void run(const Options& o) {
-  if (o.device != "cpu" && (o.explain || o.stress > 0))
-    fail_usage("--explain and --stress are for --device cpu");
-  if (o.explain) return explain(o.json);
+  if (o.explain) return o.device == cuda::kDevice ? explain_device(o.json) : explain(o.json);
   if (o.stress > 0) return stress(o);
   sweep(o);
 }
@@ -268,14 +328,15 @@ void add_verify(CLI::App& app) {
       ->allow_extra_args(false)
       ->excludes(quick);
   auto* stress = cmd->add_option("--stress", o->stress,
-                                 "Instead, call the operation so often while its threads are "
-                                 "delayed at random (needs --shape)")
+                                 "Instead, call the operation so often while its threads (cuda: "
+                                 "its blocks) are delayed at random")
                      ->check(CLI::Range(std::int64_t{1}, std::int64_t{1} << 40));
   cmd->add_option("--threads", o->threads, "Threads for --stress; 0: every core")
       ->check(CLI::Range(0, 1024))
       ->needs(stress);
   cmd->add_flag("--explain", o->explain,
-                "Instead, tell the published defect, with its errors computed now")
+                "Instead, tell the published defect, with its errors computed now (cuda: "
+                "launched now)")
       ->excludes(quick)
       ->excludes(stress);
   cmd->add_flag("--json", o->json, "Print a JSON object");
@@ -293,7 +354,8 @@ void add_verify(CLI::App& app) {
       "  nibble verify --quick\n"
       "  nibble verify --shape 8704x5120,256x2048 --activations int16\n"
       "  nibble verify --explain\n"
-      "  nibble verify --stress 1000000 --shape 256x2048 --threads 8");
+      "  nibble verify --stress 1000000 --shape 256x2048 --threads 8\n"
+      "  nibble verify --device cuda --stress 1000 --activations int16");
   cmd->callback([o] { run(*o); });
 }
 

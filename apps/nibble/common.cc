@@ -53,7 +53,7 @@ std::unique_ptr<Checkpoint> open_model(const ModelFlags& flags) {
 }
 
 std::unique_ptr<Engine> load_engine(const Checkpoint& checkpoint, const ModelFlags& flags,
-                                    std::int64_t context) {
+                                    std::int64_t context, int slots) {
   EngineOptions options;
   options.activations = flags.activations == "int8"   ? Activations::Int8
                         : flags.activations == "fp32" ? Activations::Fp32
@@ -61,6 +61,7 @@ std::unique_ptr<Engine> load_engine(const Checkpoint& checkpoint, const ModelFla
   options.device = flags.device;
   options.threads = flags.threads;
   options.context = flags.context > 0 ? flags.context : context;
+  options.slots = slots;
   options.check_finite = flags.check_finite;
   Progress progress("loading");
   options.progress = [&](double fraction) { progress.show(fraction); };

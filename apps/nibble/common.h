@@ -32,7 +32,7 @@ std::unique_ptr<Checkpoint> open_model(const ModelFlags& flags);
 // Loads the weights, showing progress. context: positions of the one slot where the user gave no
 // --context; 0 leaves it to the engine.
 std::unique_ptr<Engine> load_engine(const Checkpoint& checkpoint, const ModelFlags& flags,
-                                    std::int64_t context = 0);
+                                    std::int64_t context = 0, int slots = 1);
 // Throws Error when the checkpoint has no tokenizer.
 Tokenizer load_tokenizer(const Checkpoint& checkpoint, const ModelFlags& flags);
 

@@ -17,6 +17,7 @@
 #include "ops/experts.h"
 #include "ops/gated_rmsnorm_linear.h"
 #include "ops/router.h"
+#include "ops/top_logits.h"
 
 namespace nibble {
 
@@ -41,6 +42,9 @@ class Backend {
 
   // Bytes that alloc() may still give; 0: not known here.
   virtual std::uint64_t available_memory() const { return 0; }
+
+  // Bytes a device has taken for inside its operations, beside what it was asked for; it keeps them.
+  virtual std::uint64_t scratch_memory() const { return 0; }
 
   // Bytes a second that a device reads of its memory, measured now; 0: this one has the host's.
   virtual double read_bandwidth() { return 0; }
@@ -77,6 +81,7 @@ class Backend {
   virtual void gather(const float* src, const std::int32_t* rows, std::int64_t m,
                       std::int64_t width, float* dst) = 0;
   virtual void embedding(const EmbeddingArgs& a) = 0;
+  virtual void top_logits(const TopLogitsArgs& a) = 0;
   virtual void linear(const LinearArgs& a) = 0;
   virtual void add_rmsnorm_linear(const AddRmsNormLinearArgs& a) = 0;
   virtual void rope_cache(const RopeCacheArgs& a) = 0;

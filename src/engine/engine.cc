@@ -4,6 +4,7 @@
 #include <array>
 #include <fstream>
 #include <limits>
+#include <tuple>
 
 #include "model/model.h"
 #include "model/sequence_state.h"
@@ -45,6 +46,11 @@ struct Engine::Impl {
   Backend::Buffer logits;
   std::size_t logits_rows = 0;
   Backend::Buffer host_logits;
+  std::size_t ready = 0;         // rows of logits that the last step left
+  bool host_has_logits = false;  // and host_logits has them
+  Backend::Buffer top, host_top;
+  std::size_t top_rows = 0;
+  std::vector<TopLogits> tops;
 };
 
 Engine::Engine(const Checkpoint& checkpoint, const EngineOptions& options)
@@ -80,13 +86,64 @@ Engine::Engine(const Checkpoint& checkpoint, const EngineOptions& options)
       .weights_per_token = impl_->model->weight_bytes_per_token(),
       .kv_cache = kv.bytes(),
       .kv_per_position = kv.bytes() / static_cast<std::uint64_t>(kv.slots * kv.padded_context()),
+      .state = shape.bytes() - kv.bytes(),
       .state_per_step = shape.delta.layers > 0 ? shape.delta.slot_bytes() : 0,
       .scratch = impl_->model->scratch_bytes()};
 }
 Engine::~Engine() = default;
 
 std::span<const float> Engine::forward(std::span<const Input> inputs) {
+  step(inputs);
+  return logits();
+}
+
+std::span<const float> Engine::logits() {
   Impl& e = *impl_;
+  const std::size_t count = e.ready * static_cast<std::size_t>(e.vocab);
+  if (count == 0) return {};
+  if (e.backend->is_host()) return {reinterpret_cast<const float*>(e.logits.get()), count};
+  if (!e.host_has_logits)
+    e.backend->download(e.host_logits.get(), e.logits.get(), count * sizeof(float));
+  e.host_has_logits = true;
+  return {reinterpret_cast<const float*>(e.host_logits.get()), count};
+}
+
+std::span<const TopLogits> Engine::forward_top(std::span<const Input> inputs) {
+  Impl& e = *impl_;
+  step(inputs);
+  const std::size_t rows = e.ready;
+  if (rows == 0 || e.backend->is_host()) return {};
+  // One block of memory, so that it comes in one copy: values, ids, bad.
+  constexpr auto kEach = static_cast<std::size_t>(kTopLogits);
+  const std::size_t bytes = rows * (2 * kEach + 1) * sizeof(float);
+  if (e.top_rows < rows) {
+    e.top = {};
+    e.top = e.backend->alloc(bytes), e.host_top = e.backend->alloc_host(bytes), e.top_rows = rows;
+  }
+  const auto parts = [&](std::byte* p) {
+    auto* values = reinterpret_cast<float*>(p);
+    auto* ids = reinterpret_cast<std::int32_t*>(values + rows * kEach);
+    return std::tuple(values, ids, ids + rows * kEach);
+  };
+  const auto [values, ids, bad] = parts(e.top.get());
+  e.backend->top_logits({.logits = reinterpret_cast<const float*>(e.logits.get()),
+                         .m = static_cast<std::int64_t>(rows),
+                         .n = e.vocab,
+                         .values = values,
+                         .ids = ids,
+                         .bad = bad});
+  e.backend->download(e.host_top.get(), e.top.get(), bytes);
+  e.tops.clear();
+  const auto [host_values, host_ids, host_bad] = parts(e.host_top.get());
+  for (std::size_t i = 0; i < rows; ++i)
+    e.tops.push_back(
+        {{host_values + i * kEach, kEach}, {host_ids + i * kEach, kEach}, host_bad[i]});
+  return e.tops;
+}
+
+void Engine::step(std::span<const Input> inputs) {
+  Impl& e = *impl_;
+  e.ready = 0, e.host_has_logits = false;
   require(!inputs.empty() && inputs.size() <= kMaxSequences,
           "a step takes 1 to {} sequences, got {}", kMaxSequences, inputs.size());
   e.ids.clear(), e.rows.clear(), e.logits_of.clear();
@@ -136,10 +193,7 @@ std::span<const float> Engine::forward(std::span<const Input> inputs) {
   }
   for (const Input& in : inputs)
     e.state->advance(in.slot, static_cast<std::int64_t>(in.tokens.size()));
-  if (count == 0) return {};
-  if (e.backend->is_host()) return {reinterpret_cast<const float*>(e.logits.get()), count};
-  e.backend->download(e.host_logits.get(), e.logits.get(), count * sizeof(float));
-  return {reinterpret_cast<const float*>(e.host_logits.get()), count};
+  e.ready = e.logits_of.size();
 }
 
 std::int64_t Engine::truncate(int slot, std::int64_t n) {
@@ -158,7 +212,12 @@ int Engine::slots() const { return impl_->options.slots; }
 std::int64_t Engine::prefill_rows() const { return impl_->backend->prefill_rows(); }
 int Engine::threads() const { return impl_->backend->threads(); }
 double Engine::read_bandwidth() const { return impl_->backend->read_bandwidth(); }
-const EngineMemory& Engine::memory() const { return impl_->memory; }
+EngineMemory Engine::memory() const {
+  EngineMemory m = impl_->memory;
+  m.scratch += impl_->logits_rows * static_cast<std::uint64_t>(impl_->vocab) * sizeof(float);
+  m.operations = impl_->backend->scratch_memory();
+  return m;
+}
 std::string Engine::describe() const {
   return fmt::format("{}, {} activations", impl_->backend->describe(),
                      activations_name(impl_->options.activations));

@@ -9,6 +9,7 @@
 #include <string>
 
 #include "checkpoint/checkpoint.h"
+#include "engine/sampler.h"
 #include "ops/activations.h"
 
 namespace nibble {
@@ -31,8 +32,10 @@ struct EngineMemory {
   std::uint64_t weights_per_token = 0;  // read by one decode step of one sequence
   std::uint64_t kv_cache = 0;           // all slots
   std::uint64_t kv_per_position = 0;    // one position of one sequence
+  std::uint64_t state = 0;              // recurrent state: all slots and their checkpoints
   std::uint64_t state_per_step = 0;     // recurrent state a sequence's step reads, and writes
-  std::uint64_t scratch = 0;
+  std::uint64_t scratch = 0;            // activations between operations, and logits
+  std::uint64_t operations = 0;         // what a device keeps for inside its operations, so far
 };
 
 class Engine {
@@ -58,6 +61,10 @@ class Engine {
   // keep the promise of equal bits, callers cut prompts at multiples of 64 positions; generate.h
   // does.
   std::span<const float> forward(std::span<const Input> inputs);
+  // The same, but the logits stay on a device: of each wanted row its largest, and logits() brings
+  // the rows themselves, both valid until the next forward. Nothing where the host has the logits.
+  std::span<const TopLogits> forward_top(std::span<const Input> inputs);
+  std::span<const float> logits();
 
   void reset(int slot);  // length 0
   // Keeps the first n <= length positions. A recurrent state cannot be cut: it goes back to the
@@ -75,9 +82,11 @@ class Engine {
   int threads() const;
   double read_bandwidth() const;  // bytes/s of the device's memory, measured now; 0: the host's
   std::string describe() const;   // "cpu avx512-vnni, 2 threads, int16 activations"
-  const EngineMemory& memory() const;
+  EngineMemory memory() const;
 
  private:
+  void step(std::span<const Input> inputs);
+
   struct Impl;
   std::unique_ptr<Impl> impl_;
 };

@@ -165,13 +165,27 @@ void Scheduler::advance(const std::vector<Work>& batch, bool is_prefill) {
   for (const Work& w : batch)
     inputs.push_back(
         {w.sequence->slot, w.tokens, w.wants_logits ? Engine::Logits::Last : Engine::Logits::None});
-  std::span<const float> logits;
+  const bool few = std::all_of(batch.begin(), batch.end(), [](const Work& w) {
+    return !w.wants_logits || w.sequence->sampler.takes_top();
+  });
+  std::span<const TopLogits> tops;
   try {
-    logits = stepper_.forward(inputs);
+    if (few)
+      tops = stepper_.forward_top(inputs);
+    else
+      stepper_.forward(inputs);
   } catch (...) {
     for (const Work& w : batch) finish(*w.sequence, Finish::Failed, std::current_exception());
     return;
   }
+  std::size_t row = 0;
+  const auto sample = [&](Sampler& sampler) {
+    const std::size_t of = row++;
+    if (!tops.empty())
+      if (const auto id = sampler.sample(tops[of])) return *id;
+    const auto vocab = static_cast<std::size_t>(stepper_.vocab());
+    return sampler.sample(stepper_.logits().subspan(of * vocab, vocab));
+  };
   for (const Work& w : batch) {
     Slot& slot = slots_[w.sequence->slot];
     slot.tokens.insert(slot.tokens.end(), w.tokens.begin(), w.tokens.end());
@@ -182,17 +196,15 @@ void Scheduler::advance(const std::vector<Work>& batch, bool is_prefill) {
     }
     if (!w.wants_logits) continue;
     try {
-      accept(*w.sequence, logits.first(stepper_.vocab()));
+      accept(*w.sequence, sample(w.sequence->sampler));
     } catch (...) {
       finish(*w.sequence, Finish::Failed, std::current_exception());
     }
-    logits = logits.subspan(stepper_.vocab());
   }
 }
 
-// Samples the next token of `s` and decides whether it was the last.
-void Scheduler::accept(Sequence& s, std::span<const float> logits) {
-  const std::int32_t id = s.sampler.sample(logits);
+// Takes the next token of `s` and decides whether it was the last.
+void Scheduler::accept(Sequence& s, std::int32_t id) {
   const auto now = Clock::now();
   const auto seconds = [](Clock::duration d) { return std::chrono::duration<double>(d).count(); };
   if (s.result.tokens.empty()) {

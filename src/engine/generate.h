@@ -104,7 +104,7 @@ class Scheduler {
   void decode();
   void prefill_chunk();
   void advance(const std::vector<Work>& batch, bool is_prefill);
-  void accept(Sequence& s, std::span<const float> logits);
+  void accept(Sequence& s, std::int32_t id);
   void finish(Sequence& s, Finish why, std::exception_ptr error = nullptr);
 
   Stepper& stepper_;

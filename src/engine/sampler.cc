@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "base/error.h"
+#include "ops/top_logits.h"
 
 namespace nibble {
 namespace {
@@ -75,6 +76,7 @@ Sampler::Sampler(const SamplingParams& params, std::int64_t vocab,
                  std::span<const std::int32_t> banned)
     : params_(params), banned_(banned.begin(), banned.end()), seen_(vocab, 0) {
   check(params_);
+  std::sort(banned_.begin(), banned_.end());
 }
 
 void Sampler::accept_prompt(std::span<const std::int32_t> ids) {
@@ -85,15 +87,55 @@ void Sampler::accept_prompt(std::span<const std::int32_t> ids) {
   }
 }
 
-void Sampler::apply_penalties() {
+bool Sampler::penalises() const {
+  return params_.repetition_penalty != 1 || params_.presence_penalty != 0;
+}
+
+// Of an id that was seen.
+float Sampler::penalised(float x, std::int32_t id) const {
   const auto repetition = static_cast<float>(params_.repetition_penalty);
   const auto presence = static_cast<float>(params_.presence_penalty);
-  if (repetition == 1 && presence == 0) return;
-  for (const std::int32_t id : seen_ids_) {
-    float& x = logits_[id];
-    x = x < 0 ? x * repetition : x / repetition;
-    if (seen_[id] == 2) x -= presence;
+  x = x < 0 ? x * repetition : x / repetition;
+  return seen_[id] == 2 ? x - presence : x;
+}
+
+std::int64_t Sampler::wanted() const {
+  if (params_.temperature == 0) return 1;
+  return params_.top_k < static_cast<std::int64_t>(seen_.size()) ? params_.top_k : 0;
+}
+
+bool Sampler::takes_top() const {
+  return wanted() > 0 && wanted() <= kTopLogits && params_.repetition_penalty >= 1 &&
+         params_.presence_penalty >= 0;
+}
+
+void Sampler::accept(std::int32_t id) {
+  if (seen_[id] == 0) seen_ids_.push_back(id);
+  seen_[id] = 2;
+}
+
+// Penalties only lower a logit here, so nothing that is not among the largest comes before the last
+// of them: what is first after the penalties is the first of all, as far as that last one.
+std::optional<std::int32_t> Sampler::sample(const TopLogits& top) {
+  if (!takes_top() || top.bad >= 0) return {};
+  const std::size_t count = std::find(top.ids.begin(), top.ids.end(), -1) - top.ids.begin();
+  candidates_.clear();
+  for (std::size_t i = 0; i < count; ++i) {
+    const std::int32_t id = top.ids[i];
+    if (std::binary_search(banned_.begin(), banned_.end(), id)) continue;
+    const float x = penalises() && seen_[id] != 0 ? penalised(top.values[i], id) : top.values[i];
+    candidates_.push_back({x, id, 0});
   }
+  const auto k = static_cast<std::size_t>(wanted());
+  if (candidates_.size() < k) return {};
+  std::sort(candidates_.begin(), candidates_.end(), kBefore);
+  candidates_.resize(k);
+  const Candidate &least = candidates_.back(), last{top.values[count - 1], top.ids[count - 1], 0};
+  const bool all = count < top.ids.size();  // of the row
+  if ((!all && kBefore(last, least)) || !std::isfinite(least.logit)) return {};
+  const std::int32_t id = params_.temperature == 0 ? least.id : draw(candidates_.front().logit);
+  accept(id);
+  return id;
 }
 
 std::int32_t Sampler::sample(std::span<const float> logits) {
@@ -106,16 +148,26 @@ std::int32_t Sampler::sample(std::span<const float> logits) {
           "--check-finite names the operation",
           i, logits[i]);
   logits_.assign(logits.begin(), logits.end());
-  apply_penalties();
+  if (penalises())
+    for (const std::int32_t id : seen_ids_) logits_[id] = penalised(logits_[id], id);
   for (const std::int32_t id : banned_) logits_[id] = -kInf;
   const auto best = std::max_element(logits_.begin(), logits_.end());  // the first of equals
   require(best != logits_.end() && std::isfinite(*best),
           "no token can be sampled: every logit is "
           "masked or infinite");
-  const std::int32_t id =
-      params_.temperature == 0 ? static_cast<std::int32_t>(best - logits_.begin()) : draw(*best);
-  if (seen_[id] == 0) seen_ids_.push_back(id);
-  seen_[id] = 2;
+  candidates_.clear();
+  std::int32_t id = static_cast<std::int32_t>(best - logits_.begin());
+  if (params_.temperature > 0) {
+    if (wanted() > 0) {
+      keep_top_k();
+    } else {
+      for (std::size_t i = 0; i < logits_.size(); ++i)
+        if (logits_[i] > -kInf)
+          candidates_.push_back({logits_[i], static_cast<std::int32_t>(i), 0});
+    }
+    id = draw(*best);
+  }
+  accept(id);
   return id;
 }
 
@@ -157,13 +209,6 @@ void Sampler::keep_top_p() {
 }
 
 std::int32_t Sampler::draw(float best) {
-  candidates_.clear();
-  if (params_.top_k > 0 && params_.top_k < static_cast<std::int64_t>(logits_.size())) {
-    keep_top_k();
-  } else {
-    for (std::size_t i = 0; i < logits_.size(); ++i)
-      if (logits_[i] > -kInf) candidates_.push_back({logits_[i], static_cast<std::int32_t>(i), 0});
-  }
   for (Candidate& c : candidates_)
     c.weight = exp_fixed((double{c.logit} - best) / params_.temperature);
   if (params_.top_p < 1) keep_top_p();

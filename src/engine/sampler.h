@@ -3,6 +3,7 @@
 // are the same bits.
 #pragma once
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -25,6 +26,13 @@ struct SamplingParams {
   std::uint64_t seed = 0;
 };
 
+// The largest logits of a row, as ops/top_logits.h gives them.
+struct TopLogits {
+  std::span<const float> values;      // [kTopLogits]
+  std::span<const std::int32_t> ids;  // -1: the row has no more
+  std::int32_t bad = -1;              // an id whose logit is NaN or +Inf
+};
+
 // Throws UsageError naming the parameter that is out of range.
 void check(const SamplingParams& p);
 
@@ -42,6 +50,12 @@ class Sampler {
   // Picks the next token from logits [vocab] and counts it as generated. O(vocab), plus sorting
   // what top_k or top_p leave. Throws Error when a logit is NaN or +Inf.
   std::int32_t sample(std::span<const float> logits);
+  // The same from the row's largest logits, where they tell; nothing, and nothing done, where the
+  // whole row is needed: sampling from all of them, penalties that raise a logit, many banned ids
+  // or penalties among the largest, a logit that sample() throws for.
+  std::optional<std::int32_t> sample(const TopLogits& top);
+  // Whether it ever can.
+  bool takes_top() const;
 
  private:
   struct Candidate {
@@ -49,13 +63,16 @@ class Sampler {
     std::int32_t id;
     double weight;  // exp((logit - best) / temperature)
   };
-  void apply_penalties();
-  std::int32_t draw(float best);
+  bool penalises() const;
+  float penalised(float logit, std::int32_t id) const;
+  std::int64_t wanted() const;    // the largest logits that are drawn from; 0: all
+  std::int32_t draw(float best);  // from candidates_
+  void accept(std::int32_t id);
   void keep_top_k();
   void keep_top_p();
 
   SamplingParams params_;
-  std::vector<std::int32_t> banned_;
+  std::vector<std::int32_t> banned_;    // ascending
   std::vector<std::uint8_t> seen_;      // [vocab] 0 new, 1 in the prompt, 2 generated
   std::vector<std::int32_t> seen_ids_;  // each once
   std::uint64_t draws_ = 0;

@@ -14,6 +14,8 @@ class Stepper {
   virtual ~Stepper() = default;
   // The contracts are those of Engine's functions of the same name.
   virtual std::span<const float> forward(std::span<const Engine::Input> inputs) = 0;
+  virtual std::span<const TopLogits> forward_top(std::span<const Engine::Input> inputs) = 0;
+  virtual std::span<const float> logits() = 0;
   virtual std::int64_t truncate(int slot, std::int64_t n) = 0;
   virtual void checkpoint(int slot) = 0;
   virtual bool recurrent() const = 0;
@@ -31,6 +33,10 @@ class EngineStepper final : public Stepper {
   std::span<const float> forward(std::span<const Engine::Input> inputs) override {
     return engine_.forward(inputs);
   }
+  std::span<const TopLogits> forward_top(std::span<const Engine::Input> inputs) override {
+    return engine_.forward_top(inputs);
+  }
+  std::span<const float> logits() override { return engine_.logits(); }
   std::int64_t truncate(int slot, std::int64_t n) override { return engine_.truncate(slot, n); }
   void checkpoint(int slot) override { engine_.checkpoint(slot); }
   bool recurrent() const override { return engine_.recurrent(); }

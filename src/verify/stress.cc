@@ -1,5 +1,6 @@
 #include "verify/stress.h"
 
+#include "verify/buffer.h"
 #include "verify/operation.h"
 
 namespace nibble::verify {
@@ -47,6 +48,103 @@ StressResult stress(const Case& c, Activations activations, int threads, std::in
     if (r.calls % 256 == 0) progress(static_cast<double>(r.calls) / static_cast<double>(calls));
   }
   set_disturbance(nullptr);
+  return r;
+}
+
+namespace {
+
+// A chain of calls on m rows of input: residual_out of one is the residual of the next.
+class Chain {
+ public:
+  Chain(Backend& b, const Weight& w, const Inputs& in, Activations a, std::int64_t m, int calls)
+      : b_(b),
+        w_(w),
+        in_(in),
+        activations_(a),
+        m_(m),
+        calls_(calls),
+        count_(static_cast<std::size_t>(m * in.k)),
+        poison_(static_cast<std::size_t>(calls * m * w.format().n),
+                std::bit_cast<float>(0xffffffffu)),
+        delta_(b, first_rows(in.delta)),
+        weight_(b, in.weight),
+        h_{Buffer(b, count_), Buffer(b, count_)},
+        y_(b, poison_.size()) {}
+
+  // y of every call, then the residual.
+  std::vector<float> run(Backend& schedule, Plan plan) {
+    const std::int64_t n = w_.format().n;
+    b_.upload(h_[0].data(), in_.residual.data(), count_ * sizeof(float));
+    b_.upload(y_.data(), poison_.data(), poison_.size() * sizeof(float));
+    std::vector<float> last(count_);
+    b_.download(last.data(), h_[0].data(), sizeof(float));  // schedules have a queue each
+    for (int i = 0; i < calls_; ++i) {
+      const LinearOutput o{&w_, nullptr, y_.data() + i * m_ * n, n};
+      schedule.add_rmsnorm_linear({.residual = h_[i % 2].data(),
+                                   .delta = delta_.data(),
+                                   .weight = weight_.data(),
+                                   .eps = kEps,
+                                   .residual_out = h_[1 - i % 2].data(),
+                                   .m = m_,
+                                   .k = in_.k,
+                                   .activations = activations_,
+                                   .outputs = {&o, 1},
+                                   .plan = plan});
+    }
+    schedule.download(last.data(), h_[calls_ % 2].data(), count_ * sizeof(float));
+    std::vector<float> all = y_.copy();
+    all.insert(all.end(), last.begin(), last.end());
+    return all;
+  }
+
+ private:
+  std::vector<float> first_rows(const std::vector<float>& v) const {
+    return {v.begin(), v.begin() + static_cast<std::ptrdiff_t>(count_)};
+  }
+
+  Backend& b_;
+  const Weight& w_;
+  const Inputs& in_;
+  Activations activations_;
+  std::int64_t m_;
+  int calls_;
+  std::size_t count_;
+  std::vector<float> poison_;
+  Buffer delta_, weight_, h_[2], y_;
+};
+
+}  // namespace
+
+StressResult stress(const Case& c, Activations activations,
+                    std::span<const std::unique_ptr<Backend>> schedules, std::int64_t calls,
+                    const std::function<void(double)>& progress) {
+  constexpr int kChain = 16;
+  Backend& device = *schedules[0];
+  cpu::CpuBackend cpu(0, cpu::kernels(cpu::best_isa()), true);
+  const NormalWeight source(c.type, c.n, c.k, c.group, 1);
+  const auto w = device.pack(source, c.pieces), w_cpu = cpu.pack(source, c.pieces);
+  const Inputs in(c.k, false, 1);
+  Chain chains[]{{device, *w, in, activations, 1, kChain},
+                 {device, *w, in, activations, kRows, kChain}};
+  std::vector<float> want[2];
+  for (const int i : {0, 1}) {
+    Chain chain(cpu, *w_cpu, in, activations, i == 0 ? 1 : kRows, kChain);
+    want[i] = chain.run(cpu, Plan::Auto);
+  }
+  StressResult r;
+  for (std::size_t turn = 0; r.calls < calls; ++turn, r.calls += kChain) {
+    const int of = turn % 8 == 7;
+    Backend& schedule = *schedules[turn / 3 % schedules.size()];
+    const std::vector<float> got =
+        chains[of].run(schedule, (turn + turn / 8) % 2 == 0 ? Plan::Fused : Plan::Prepass);
+    if (!same_bits(got, want[of]) && ++r.differing == 1) {
+      std::size_t i = 0;
+      while (same_bits(&got[i], &want[of][i], 1)) ++i;
+      r.first = fmt::format("{}, chain {}: value {} is {}, expected {}", schedule.describe(), turn,
+                            i, got[i], want[of][i]);
+    }
+    if (turn % 16 == 0) progress(static_cast<double>(r.calls) / static_cast<double>(calls));
+  }
   return r;
 }
 

@@ -249,7 +249,9 @@ TEST(Bench, ModelInEveryFormat) {
   ASSERT_EQ(j.size(), 6u);
   for (const json& row : j) {
     expect_fields(row, {"test", "tokens_per_second", "stddev", "bytes_per_token", "gb_per_second",
-                        "bandwidth_fraction", "threads", "depth", "activations", "device"});
+                        "bandwidth_fraction", "threads", "depth", "batch", "activations", "device",
+                        "memory"});
+    EXPECT_GT(row["memory"]["weights"], 0);
     EXPECT_GT(row["tokens_per_second"], 0);
     EXPECT_GT(row["bandwidth_fraction"], 0);
     EXPECT_EQ(row["threads"], 1);
@@ -263,9 +265,14 @@ TEST(Bench, ModelInEveryFormat) {
 
   EXPECT_THAT(nibble(words + Words{"--format", "csv"}).out,
               testing::StartsWith("test,depth,threads,tokens_per_second,stddev,bytes_per_token,"
-                                  "gb_per_second,bandwidth_fraction\npp64,0,1,"));
+                                  "gb_per_second,bandwidth_fraction,batch\npp64,0,1,"));
   EXPECT_THAT(nibble(words + Words{"--format", "markdown"}).out, HasSubstr("|---|"));
   EXPECT_THAT(nibble(words).out, HasSubstr("% of read"));
+  const json batch = json_of({"bench", "model", tiny_model(), "--prompt", "0", "--generate", "8",
+                              "--batch", "1,3", "--repeat", "2", "--json"});
+  ASSERT_EQ(batch.size(), 2u);
+  EXPECT_EQ(batch[1]["batch"], 3);
+  EXPECT_LT(batch[1]["bytes_per_token"], batch[0]["bytes_per_token"]);  // weights are shared
   const json random =
       json_of({"bench", "model", "--config", "qwen3.5-0.8b", "--random-weights", "--layers", "4",
                "--prompt", "0", "--generate", "2", "--repeat", "1", "--threads", "2", "--json"});

@@ -12,4 +12,8 @@ std::vector<std::unique_ptr<Backend>> emulated_backends();
 // blocks 1: of a device with little shared memory, which takes other variants of kernels.
 std::unique_ptr<Backend> emulated_backend(int blocks, int schedule);
 
+// The published in-place form (src/backend/cuda/adversary.h): of `launches`, how many are corrupt.
+int emulated_published(const WeightSource& w, std::span<const float> residual,
+                       std::span<const float> delta, int launches, bool in_place, int schedule);
+
 }  // namespace nibble

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "engine/stepper.h"
+#include "ops/top_logits.h"
 #include "text/tokenizer.h"
 
 namespace nibble {
@@ -45,6 +46,25 @@ class FakeStepper : public Stepper {
     for (const auto& in : inputs) feed(in, decodes > 0);
     return logits_;
   }
+  std::span<const TopLogits> forward_top(std::span<const Engine::Input> inputs) override {
+    forward(inputs);
+    tops_.clear(), top_values_.clear(), top_ids_.clear();
+    if (!gives_top) return {};
+    const std::size_t rows = logits_.size() / static_cast<std::size_t>(vocab_), each = kTopLogits;
+    top_values_.resize(rows * each), top_ids_.resize(rows * each);
+    for (std::size_t i = 0; i < rows; ++i) {
+      float* values = &top_values_[i * each];
+      std::int32_t* ids = &top_ids_[i * each];
+      const std::int32_t bad =
+          top_logits_reference(&logits_[i * static_cast<std::size_t>(vocab_)], vocab_, values, ids);
+      tops_.push_back({{values, each}, {ids, each}, bad});
+    }
+    return tops_;
+  }
+  std::span<const float> logits() override {
+    ++whole_rows;
+    return logits_;
+  }
   std::int64_t truncate(int slot, std::int64_t n) override {
     Slot& s = slots_.at(slot);
     EXPECT_LE(n, static_cast<std::int64_t>(s.tokens.size()));
@@ -69,7 +89,9 @@ class FakeStepper : public Stepper {
 
   Override change;  // may rewrite a row of logits
   bool is_recurrent = false;
-  int throw_at = 0;  // the forward that fails, from 1; 0: none
+  bool gives_top = false;  // as an engine on a device does
+  int whole_rows = 0;      // how often logits() was asked for
+  int throw_at = 0;        // the forward that fails, from 1; 0: none
   int forwards = 0;
   std::int64_t prefilled = 0;  // tokens that came by prefill
 
@@ -109,7 +131,9 @@ class FakeStepper : public Stepper {
 
   std::vector<Slot> slots_;
   std::int64_t context_, vocab_;
-  std::vector<float> logits_;
+  std::vector<float> logits_, top_values_;
+  std::vector<std::int32_t> top_ids_;
+  std::vector<TopLogits> tops_;
 };
 
 // Ids 0..255 are the bytes, 256 is the special token "<eos>", 257 and up are undefined.

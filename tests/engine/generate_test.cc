@@ -338,6 +338,32 @@ TEST(Generate, AnEngineErrorEndsTheRequestsOfThatForward) {
   EXPECT_EQ(drain(s).at(c).tokens, alone(request_of(prompt_of(10, 1), 20)).tokens);
 }
 
+// Rows of logits stay on a device while the samplers can do with the largest.
+TEST(Generate, AsksForWholeRowsOnlyWhereNeeded) {
+  const auto run = [](bool gives_top, std::int64_t top_k, double temperature, int& whole_rows) {
+    FakeStepper fake(2, 2048, kVocab);
+    fake.gives_top = gives_top;
+    Scheduler s(fake, tokenizer());
+    std::vector<Scheduler::Id> ids;
+    for (std::uint64_t i = 0; i < 2; ++i) {
+      Request r = request_of(prompt_of(70, i), 30);
+      r.sampling.temperature = temperature, r.sampling.top_k = top_k;
+      ids.push_back(s.submit(r));
+    }
+    const auto done = drain(s);
+    whole_rows = fake.whole_rows;
+    return std::pair(done.at(ids[0]).tokens, done.at(ids[1]).tokens);
+  };
+  int whole = 0, few = 0;
+  for (const auto& [top_k, temperature] : {std::pair<std::int64_t, double>{0, 0}, {20, 0.8}}) {
+    EXPECT_EQ(run(false, top_k, temperature, whole), run(true, top_k, temperature, few));
+    EXPECT_EQ(whole, 60);
+    EXPECT_EQ(few, 0);
+  }
+  EXPECT_EQ(run(false, 0, 0.8, whole), run(true, 0, 0.8, few));
+  EXPECT_EQ(few, 60);
+}
+
 TEST(Generate, FinishNames) {
   EXPECT_EQ(finish_name(Finish::Stop), "stop");
   EXPECT_EQ(finish_name(Finish::Length), "length");
@@ -348,6 +374,7 @@ TEST(Generate, FinishNames) {
 RC_GTEST_PROP(GenerateProperty, CompanyDoesNotMatter, ()) {
   const int slots = *rc::gen::inRange(1, 10);
   FakeStepper fake(slots, 1024, kVocab);
+  fake.gives_top = *rc::gen::arbitrary<bool>();
   Scheduler s(fake, tokenizer());
   std::map<Scheduler::Id, Request> requests;
   std::map<Scheduler::Id, Completion> done;

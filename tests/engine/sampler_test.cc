@@ -10,6 +10,7 @@
 #include <numeric>
 
 #include "base/error.h"
+#include "ops/top_logits.h"
 
 namespace nibble {
 namespace {
@@ -197,6 +198,63 @@ TEST(Sampler, SeedPinsTheTokens) {
   EXPECT_EQ(draw(3), draw(3));
   EXPECT_NE(draw(3), draw(4));
   EXPECT_THAT(draw(3), testing::ElementsAre(867, 3, 244, 924, 390, 313));
+}
+
+// The row's largest logits give the row's own token, and nothing only where they cannot tell.
+RC_GTEST_PROP(SamplerProperty, DrawsTheSameFromTheLargest, (std::uint64_t seed, bool coarse)) {
+  const int n = *rc::gen::element(1, 5, 64, 65, 70, 300, 3000);
+  SamplingParams p{.temperature = *rc::gen::element(0.0, 0.7, 4.0),
+                   .top_k = *rc::gen::element(0, 1, 20, 60, 64, 65),
+                   .top_p = *rc::gen::element(1.0, 0.9),
+                   .min_p = *rc::gen::element(0.0, 0.05),
+                   .repetition_penalty = *rc::gen::element(1.0, 1.3, 0.8),
+                   .presence_penalty = *rc::gen::element(0.0, 1.5, -1.0),
+                   .seed = seed};
+  std::vector<std::int32_t> banned, prompt;
+  for (int i = 0; i < n / 2; i += 3) banned.push_back(n - 1 - i);  // those of the end, descending
+  if (n < 5 || seed % 3 == 0) banned.clear();
+  for (int i = 0; i < 30; ++i) prompt.push_back((i * 7919) % n);
+  Sampler whole(p, n, banned), few(p, n, banned);
+  whole.accept_prompt(prompt), few.accept_prompt(prompt);
+  int told = 0;
+  for (std::uint64_t i = 0; i < 30; ++i) {
+    const std::vector<float> logits = random_logits(seed + i % 4, n, coarse);
+    float values[kTopLogits];
+    std::int32_t ids[kTopLogits];
+    const std::int32_t bad = top_logits_reference(logits.data(), n, values, ids);
+    const std::optional<std::int32_t> id = few.sample(TopLogits{values, ids, bad});
+    told += id.has_value();
+    RC_ASSERT(!id || few.takes_top());
+    RC_ASSERT(whole.sample(logits) == (id ? *id : few.sample(logits)));
+  }
+  const bool plain = p.repetition_penalty == 1 && p.presence_penalty == 0 && banned.empty();
+  if (plain && (p.temperature == 0 || (p.top_k > 0 && p.top_k <= 64 && p.top_k < n)))
+    RC_ASSERT(told == 30);
+}
+
+// All of the largest are penalised below one that is not among them.
+TEST(Sampler, LeavesALateWinnerToTheWholeRow) {
+  std::vector<float> logits(200);
+  std::iota(logits.rbegin(), logits.rend(), 0.0f);
+  Sampler s({.temperature = 0, .repetition_penalty = 1000}, 200);
+  std::vector<std::int32_t> prompt(100);
+  std::iota(prompt.begin(), prompt.end(), 0);
+  s.accept_prompt(prompt);
+  float values[kTopLogits];
+  std::int32_t ids[kTopLogits];
+  const std::int32_t bad = top_logits_reference(logits.data(), 200, values, ids);
+  EXPECT_EQ(s.sample(TopLogits{values, ids, bad}), std::nullopt);
+  EXPECT_EQ(s.sample(logits), 100);
+}
+
+TEST(Sampler, LeavesABadRowToTheWholeOne) {
+  std::vector<float> logits(100, 1.0f);
+  logits[7] = kInf;
+  float values[kTopLogits];
+  std::int32_t ids[kTopLogits];
+  const std::int32_t bad = top_logits_reference(logits.data(), 100, values, ids);
+  EXPECT_EQ(bad, 7);
+  EXPECT_EQ(Sampler(greedy(), 100).sample(TopLogits{values, ids, bad}), std::nullopt);
 }
 
 }  // namespace

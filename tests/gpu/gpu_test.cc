@@ -2,8 +2,12 @@
 // CPU's bits, in prompts, in company, from recorded graphs.
 #include <gtest/gtest.h>
 
+#include <cctype>
+#include <filesystem>
+
 #include "backend/cuda/make.h"
 #include "cuda/runner.h"
+#include "ops/top_logits.h"
 
 namespace nibble {
 namespace {
@@ -77,6 +81,52 @@ TEST(Gpu, KeepsTheOraclesBounds) {
   EXPECT_LE(e.median_rms, 0.003);
   EXPECT_LE(e.worst, 0.1);
 }
+
+// The answer of a prompt at temperature 0, as the engine gives it: from the device's largest
+// logits, whose values are the CPU's bits.
+class GpuAnswer : public testing::TestWithParam<const char*> {};
+TEST_P(GpuAnswer, HasTheCpusGreedyTokens) {
+  std::string why;
+  if (device(why) == nullptr) GTEST_SKIP() << "SKIPPED: " << why;
+  const std::filesystem::path path = std::filesystem::path(NIBBLE_REPO) / "models" / GetParam();
+  if (!std::filesystem::exists(path)) GTEST_SKIP() << "SKIPPED: no " << path;
+  const auto checkpoint = Checkpoint::open(path);
+  constexpr int kPrompt = 100, kTokens = 64;
+  const auto answer = [&](const char* name, std::vector<float>& values) {
+    Engine e(*checkpoint, {.device = name, .context = 256});
+    std::vector<std::int32_t> tokens;
+    for (int i = 0; i < kPrompt; ++i)
+      tokens.push_back(static_cast<std::int32_t>(uniform(1, i) * static_cast<double>(e.vocab())));
+    std::vector<float> top(kTopLogits);
+    std::vector<std::int32_t> ids(kTopLogits);
+    for (std::size_t at = 0; tokens.size() < kPrompt + kTokens;) {
+      const Engine::Input in{0, std::span(tokens).subspan(at)};
+      at = tokens.size();
+      if (const auto rows = e.forward_top({&in, 1}); !rows.empty()) {
+        top.assign(rows[0].values.begin(), rows[0].values.end());
+        ids.assign(rows[0].ids.begin(), rows[0].ids.end());
+        EXPECT_EQ(rows[0].bad, -1);
+      } else {
+        top_logits_reference(e.logits().data(), e.vocab(), top.data(), ids.data());
+      }
+      tokens.push_back(ids[0]);
+      values.insert(values.end(), top.begin(), top.end());
+    }
+    return tokens;
+  };
+  std::vector<float> values[2];
+  EXPECT_EQ(answer("cuda", values[0]), answer("cpu", values[1]));
+  EXPECT_TRUE(oracle::same_bits(values[0], values[1]));
+}
+INSTANTIATE_TEST_SUITE_P(Models, GpuAnswer,
+                         testing::Values("kjv-qwen3_5", "kjv-qwen3_5-moe",
+                                         "SmolLM2-135M-Instruct.Q4_1.gguf"),
+                         [](const auto& i) {
+                           std::string s = i.param;
+                           for (char& c : s)
+                             if (std::isalnum(static_cast<unsigned char>(c)) == 0) c = '_';
+                           return s;
+                         });
 
 }  // namespace
 }  // namespace nibble

@@ -99,6 +99,7 @@ class CpuBackend final : public Backend {
   void gather(const float* src, const std::int32_t* rows, std::int64_t m, std::int64_t width,
               float* dst) override;
   void embedding(const EmbeddingArgs& a) override;
+  void top_logits(const TopLogitsArgs& a) override;
   void linear(const LinearArgs& a) override;
   void add_rmsnorm_linear(const AddRmsNormLinearArgs& a) override;
   void rope_cache(const RopeCacheArgs& a) override;

@@ -65,6 +65,11 @@ void CudaBackend::upload(void* device, const void* host, std::size_t bytes) {
 void CudaBackend::download(void* host, const void* device, std::size_t bytes) {
   copy_out(q_, host, device, bytes);
 }
+std::uint64_t CudaBackend::scratch_memory() const {
+  std::uint64_t sum = 0;
+  for (const auto& [name, block] : scratch_) sum += block.size();
+  return sum;
+}
 // The median of nine passes over what no cache holds.
 double CudaBackend::read_bandwidth() {
   if (is_host()) return 0;
@@ -160,6 +165,14 @@ void CudaBackend::end_step(bool failed) {
 void CudaBackend::gather(const float* src, const std::int32_t* rows, std::int64_t m,
                          std::int64_t width, float* dst) {
   launch_gather(q_, src, on_device("gathered rows", rows, m), static_cast<int>(m), width, dst);
+}
+
+void CudaBackend::top_logits(const TopLogitsArgs& a) {
+  check(a);
+  static_assert(kTopLogitsKept == kTopLogits);
+  launch_top_logits(q_, a.logits, static_cast<int>(a.m), static_cast<int>(a.n),
+                    scratch<std::byte>("top logits", top_logits_scratch(a.m, a.n)), a.values, a.ids,
+                    a.bad);
 }
 
 void CudaBackend::embedding(const EmbeddingArgs& a) {

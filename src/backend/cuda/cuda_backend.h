@@ -58,6 +58,7 @@ class CudaBackend final : public Backend {
   void upload(void* device, const void* host, std::size_t bytes) override;
   void download(void* host, const void* device, std::size_t bytes) override;
   std::uint64_t available_memory() const override { return device_memory().free; }
+  std::uint64_t scratch_memory() const override;
   double read_bandwidth() override;
   std::int64_t prefill_rows() const override { return is_host() ? 256 : 1024; }
   bool begin_step(const Step& step, std::span<const std::uint64_t> key) override;
@@ -69,6 +70,7 @@ class CudaBackend final : public Backend {
   void gather(const float* src, const std::int32_t* rows, std::int64_t m, std::int64_t width,
               float* dst) override;
   void embedding(const EmbeddingArgs& a) override;
+  void top_logits(const TopLogitsArgs& a) override;
   void linear(const LinearArgs& a) override;
   void add_rmsnorm_linear(const AddRmsNormLinearArgs& a) override;
   void rope_cache(const RopeCacheArgs& a) override;

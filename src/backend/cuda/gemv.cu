@@ -81,6 +81,9 @@ __global__ void __launch_bounds__(kRowThreads, Octets == 1 ? 2 : 1)
   if (a.tasks != nullptr) {
     await_last();  // for the tasks
     jobs *= *a.task_count;
+  } else if (a.ids != nullptr) {
+    await_last();
+    jobs *= a.picks + (a.other_matrix >= 0);
   }
   const int per_job = a.swiglu ? 2 : 1, blocks = static_cast<int>(gridDim.x),
             block = static_cast<int>(blockIdx.x);
@@ -95,6 +98,7 @@ __global__ void __launch_bounds__(kRowThreads, Octets == 1 ? 2 : 1)
   if (stream.item < stream.end) stream.locate(a, outputs, own);
 #pragma unroll 1
   for (int i = 0; i < 2; ++i) stream.bring(a, outputs, own);
+  ask_ahead(a, outputs, begin + team, teams, part < a.parts ? end : begin, first, last, 2 * Slot);
 
   const uint4* words = reinterpret_cast<const uint4*>(own_words);
   const RowMeta* meta =
@@ -140,8 +144,9 @@ __global__ void __launch_bounds__(kRowThreads, Octets == 1 ? 2 : 1)
 #pragma unroll 1
     for (int item = at + team; item < stop; item += teams) {
       if (part >= a.parts) break;
-      const Task* task = a.tasks != nullptr ? a.tasks + item / (a.jobs * per_job) : nullptr;
-      const int count = task != nullptr ? task->rows : a.m;
+      const int of_task = a.tasks != nullptr || a.ids != nullptr ? item / (a.jobs * per_job) : 0;
+      const Task* task = a.tasks != nullptr ? a.tasks + of_task : nullptr;
+      const int count = task != nullptr ? task->rows : a.ids != nullptr ? 1 : a.m;
       const uint4* x[Octets];    // column 8 o + lane / 4 of B: limb, row of x
       const RowMeta* y[Octets];  // rows 4 o + lane % 4, whose sums this lane holds
 #pragma unroll
@@ -149,6 +154,7 @@ __global__ void __launch_bounds__(kRowThreads, Octets == 1 ? 2 : 1)
         int in = 4 * o + lane / 8, of = 4 * o + lane % 4;
         in = in < count ? in : 0, of = of < count ? of : 0;
         if (task != nullptr) in = task->x[in], of = task->x[of];
+        if (a.ids != nullptr) in = of = of_task * a.x_step;
         x[o] = words + in * a.stages * 8 + lane / 4 % 2 * 4 + lane % 4;
         y[o] = meta + of * a.stages;
       }
@@ -206,6 +212,8 @@ __global__ void __launch_bounds__(kRowThreads, Octets == 1 ? 2 : 1)
         tile = job % a.jobs;
         if (m >= task->rows) continue;
         y_row = task->y[m];
+      } else if (a.ids != nullptr) {
+        tile = job % a.jobs, y_row = job / a.jobs;
       }
       if (!a.swiglu)
         while (out + 1 < a.outputs && tile >= outputs[out + 1].first) ++out;
@@ -254,6 +262,8 @@ std::size_t divide(const MultiplyArgs& from, int slot, GemvArgs& a) {
   a = {};
   a.source = from.source, a.fixed = from.fixed;
   a.tasks = from.tasks, a.task_count = from.task_count;
+  a.ids = from.ids, a.picks = from.picks, a.experts = from.experts;
+  a.x_step = from.m > 1;
   a.outputs = from.outputs, a.m = from.m, a.int8 = from.int8;
   a.swiglu = from.finish == Finish::SwiGlu, a.pieces = from.finish == Finish::Pieces;
   a.others = from.others, a.other_matrix = from.other_matrix;
@@ -270,7 +280,10 @@ std::size_t divide(const MultiplyArgs& from, int slot, GemvArgs& a) {
     a.part_end[i] = i >= a.parts ? w.stages : a.tree ? w.piece_end[i] : segment_end(w.stages, i);
   a.team_warps = 1;
   while (a.team_warps < a.parts) a.team_warps *= 2;
-  a.width = from.tasks == nullptr ? from.m : from.task_rows < kMaxRows ? from.task_rows : kMaxRows;
+  a.width = from.ids != nullptr         ? 1
+            : from.tasks == nullptr     ? from.m
+            : from.task_rows < kMaxRows ? from.task_rows
+                                        : kMaxRows;
   const int item = a.parts * a.width * kTile;
   // Whole turns of all teams, whole jobs.
   const int teams = kRowWarps / a.team_warps, unit = teams > 2 ? teams : 2,
@@ -301,13 +314,14 @@ bool can_gemv(const Queue& q, const MultiplyArgs& a) {
     if (w.group_shift != first.group_shift) return false;
   }
   GemvArgs b;
-  return (a.tasks != nullptr || a.m <= kMaxRows) && divide(a, kShortSlot, b) <= q.shared_limit;
+  return (a.tasks != nullptr || a.ids != nullptr || a.m <= kMaxRows) &&
+         divide(a, kShortSlot, b) <= q.shared_limit;
 }
 
 bool can_fuse_gemv(const Queue& q, const MultiplyArgs& a) {
   GemvArgs b;
-  return can_gemv(q, a) && (a.tasks != nullptr || a.m <= kMaxRows) && rows_in_registers(a.source) &&
-         divide(a, kShortSlot, b) + row_bytes(a) <= q.shared_limit;
+  return can_gemv(q, a) && (a.tasks != nullptr || a.ids != nullptr || a.m <= kMaxRows) &&
+         rows_in_registers(a.source) && divide(a, kShortSlot, b) + row_bytes(a) <= q.shared_limit;
 }
 
 void launch_gemv(const Queue& q, const MultiplyArgs& from) {
@@ -319,8 +333,10 @@ void launch_gemv(const Queue& q, const MultiplyArgs& from) {
   const bool copied = !fused && shared + rows <= q.shared_limit, own = fused || copied;
   if (copied) shared += rows;
   if (own) a.copy_rows = a.m;
+  const int segment = (a.stages + a.parts - 1) / a.parts * kCodeBytes;
+  a.ahead = (q.ahead / kRowWarps + segment - 1) / segment;
   const int most = q.blocks > 0 ? q.blocks : q.multiprocessors,
-            jobs = a.tasks != nullptr ? a.jobs * from.max_tasks : a.jobs;
+            jobs = a.tasks != nullptr || a.ids != nullptr ? a.jobs * from.max_tasks : a.jobs;
   const Kernel kernel =
       a.width > 4 ? is_short ? kernel_of<2, kShortSlot>(own) : kernel_of<2, kLongSlot>(own)
       : is_short ? kernel_of<1, kShortSlot>(own)

@@ -111,6 +111,10 @@ struct MultiplyArgs {
   // gemv: tasks of this matrix take out[others ..] instead of out[0 ..], which are like these.
   int others = 0, other_matrix = -1;
   const int* task_count = nullptr;
+  // gemv, of one token instead of tasks: its `picks` experts, of `experts` (others: any weights,
+  // for nobody), and where there are others one task more, theirs. Row i of y is task i's.
+  const int* ids = nullptr;
+  int picks = 0, experts = 0;
   int max_tasks = 0, task_rows = 0;  // task_rows: no task has more
   // gemm's tasks of a mixture: rows of y are those of `order`, of x these / pairs.
   const RowGroup* groups = nullptr;
@@ -231,5 +235,31 @@ struct MixArgs {
   float* y;  // [m, n]
 };
 void launch_mix(const Queue& q, const MixArgs& a);
+
+// ops/top_logits.h; scratch: top_logits_scratch() bytes.
+inline constexpr int kTopLogitsRun = 4096, kTopLogitsKept = 64;
+constexpr int top_logits_runs(std::int64_t n) {
+  return static_cast<int>((n + kTopLogitsRun - 1) / kTopLogitsRun);
+}
+constexpr std::size_t top_logits_scratch(std::int64_t m, std::int64_t n) {
+  return static_cast<std::size_t>(m * top_logits_runs(n)) *
+         (kTopLogitsKept * sizeof(std::uint64_t) + sizeof(int));
+}
+void launch_top_logits(const Queue& q, const float* logits, int m, int n, void* scratch,
+                       float* values, int* ids, int* bad);
+
+// Fixtures of `nibble verify` (published.cu).
+struct PublishedArgs {
+  const std::uint8_t* codes;  // [n][k / 2]: columns 2 j (low nibble) and 2 j + 1
+  const float* scales;        // [n][k / group]
+  const float *residual, *delta;
+  float* residual_out;  // the residual itself: in place
+  float* y;
+  int n, k, group;  // k a multiple of 64
+  float eps;
+};
+void launch_published(const Queue& q, const PublishedArgs& a);
+// Each block holds its place and `shared` bytes of shared memory for so many cycles.
+void launch_occupy(const Queue& q, int blocks, std::size_t shared, int cycles);
 
 }  // namespace nibble::NIBBLE_CUDA_NS

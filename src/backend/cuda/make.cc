@@ -10,11 +10,10 @@ std::unique_ptr<Backend> make(int threads) {
     fail("no CUDA device can be used: {}; --device cpu needs none", why);
   return std::make_unique<CudaBackend>(threads);
 }
-std::vector<std::unique_ptr<Backend>> make_schedules() {
+std::vector<std::unique_ptr<Backend>> make_schedules(std::initializer_list<int> blocks) {
   std::vector<std::unique_ptr<Backend>> v;
   v.push_back(make(0));
-  for (const int blocks : {1, 7, 66, 132, 1000})
-    v.push_back(std::make_unique<CudaBackend>(1, blocks));
+  for (const int n : blocks) v.push_back(std::make_unique<CudaBackend>(1, n));
   return v;
 }
 

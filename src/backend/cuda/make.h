@@ -3,6 +3,7 @@
 #ifndef NIBBLE_CUDA_NS
 #define NIBBLE_CUDA_NS cuda
 #endif
+#include <initializer_list>
 #include <memory>
 
 #include "backend/backend.h"
@@ -14,7 +15,8 @@ bool built();
 // Throws Error saying why there is none: not in this build, no driver, no GPU, too old a GPU.
 std::unique_ptr<Backend> make(int threads);
 // Backends of one device that differ in the blocks of a launch over tiles: the device's own choice,
-// then 1, 7, 66, 132 and more. Weights packed by one serve all.
-std::vector<std::unique_ptr<Backend>> make_schedules();
+// then these. Weights packed by one serve all.
+std::vector<std::unique_ptr<Backend>> make_schedules(std::initializer_list<int> blocks = {
+                                                         1, 7, 66, 132, 1000});
 
 }  // namespace nibble::NIBBLE_CUDA_NS

@@ -87,7 +87,11 @@ void CudaBackend::experts(const ExpertsArgs& a) {
       r.fixed = prepare(r, name);
       return launch_gemm(q_, r, nullptr);
     }
-    if (routed) r.tasks = task(wide), r.task_count = number, r.max_tasks = most, r.task_rows = m;
+    if (routed && fixed && m == 1)
+      r.ids = a.ids, r.picks = k, r.experts = count, r.max_tasks = rows;
+    if (r.ids != nullptr && !can_gemv(q_, r)) r.ids = nullptr;
+    if (routed && r.ids == nullptr)
+      r.tasks = task(wide), r.task_count = number, r.max_tasks = most, r.task_rows = m;
     if (!fixed) {
       r.real = r.source.x;
       return launch_multiply(q_, r, false);

@@ -55,6 +55,8 @@ Queue open_queue() {
   q.stream = s, q.multiprocessors = p.multiProcessorCount;
   const char* overlap = std::getenv("NIBBLE_CUDA_OVERLAP");  // 0: to measure what it gives
   q.overlap = p.major >= 9 && (overlap == nullptr || std::strcmp(overlap, "0") != 0);
+  const char* ahead = std::getenv("NIBBLE_CUDA_AHEAD");  // KiB, likewise
+  q.ahead = !q.overlap ? 0 : ahead != nullptr ? std::atoi(ahead) << 10 : 128 << 10;
   q.shared_limit = p.sharedMemPerBlockOptin, q.shared_total = p.sharedMemPerMultiprocessor;
   return q;
 }

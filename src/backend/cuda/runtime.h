@@ -15,6 +15,7 @@ struct Queue {
   std::size_t shared_total = 0;  // bytes of shared memory of a multiprocessor
   int blocks = 0;                // > 0: blocks of a launch over tiles, whatever the device (tests)
   int schedule = 0;              // the emulator's order of blocks and warps
+  int ahead = 0;                 // bytes of weights that a block asks the second cache for early
   bool overlap = false;          // launches may begin before the last one ends (ptx/device.cuh)
 };
 

@@ -23,19 +23,64 @@ struct GemvArgs {
   Fixed fixed;
   const Task* tasks;
   const int* task_count;
+  const int* ids;
   Output out[kMaxOutputs];
   int outputs, m, int8, swiglu, pieces;  // pieces: y [row][piece][ldy]
   int others, other_matrix;
+  int picks, experts, x_step;  // of ids; x_step: row of x of a task, 0 or as of y
   // What the matrices share.
   int stages, groups, group_shift, tree, parts, part_end[kMaxPieces];
   // How a block divides the work: jobs of a matrix, rows of x of an item.
   int team_warps, jobs, width, round_items, copy_rows;
+  int ahead;  // items whose weights a warp asks the second cache for before it waits for x
 };
 
 // The segments of one warp: of a piece, its own; else one.
 struct Segments {
   int count, end[kMaxPieces];  // stages
 };
+
+// Where a tile of 16 rows of W lies.
+struct TilePlace {
+  const Output* out;
+  std::int64_t at;  // tiles before it in out's codes and scales
+};
+__device__ __forceinline__ TilePlace place_of(const GemvArgs& a, const Output* outputs, int item) {
+  int matrix = 0, out = 0, tile = item;
+  if (a.tasks != nullptr || a.ids != nullptr) {
+    const int each = a.swiglu ? 2 * a.jobs : a.jobs, task = item / each;
+    tile = item % each;
+    if (a.tasks != nullptr) {
+      matrix = a.tasks[task].matrix;
+    } else {
+      matrix = task < a.picks ? a.ids[task] : a.other_matrix;
+      if (task < a.picks && (matrix < 0 || matrix >= a.experts)) matrix = 0;
+    }
+    if (matrix == a.other_matrix) matrix = 0, out = a.others;
+  }
+  if (a.swiglu)
+    out += tile % 2, tile /= 2;
+  else
+    while (out + 1 < a.outputs && tile >= outputs[out + 1].first) ++out;
+  const Output& o = outputs[out];
+  return {&o, static_cast<std::int64_t>(matrix) * a.jobs + tile - o.first};
+}
+
+// Between the end of a launch's stream and the start of the next one's lie 5 us in which memory
+// would rest: the last sums, the wait for them, the norm. A lane an item of its warp's: stages from
+// `first` to `last`, of the first item less the `held` that the slots take.
+__device__ __forceinline__ void ask_ahead(const GemvArgs& a, const Output* outputs, int item,
+                                          int step, int end, int first, int last, int held) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  item += lane * step;
+  if (lane >= a.ahead || item >= end) return;
+  const int from = lane == 0 ? first + held : first;
+  if (from >= last) return;
+  const TilePlace p = place_of(a, outputs, item);
+  prefetch(p.out->codes + (p.at * a.stages + from) * kCodeBytes, (last - from) * kCodeBytes);
+  const int group = from >> a.group_shift, groups = ((last - 1) >> a.group_shift) + 1 - group;
+  prefetch(p.out->scales + (p.at * a.groups + group) * kScaleBytes, groups * kScaleBytes);
+}
 
 // The runs of stages of one warp, in the order of their use: at most a slot's, of one segment.
 template <int Slot>
@@ -47,21 +92,10 @@ struct Stream {
 
   __device__ __forceinline__ void locate(const GemvArgs& a, const Output* outputs,
                                          const Segments& own) {
-    int matrix = 0, out = 0, tile = item;
-    if (a.tasks != nullptr) {
-      const int each = a.swiglu ? 2 * a.jobs : a.jobs;
-      matrix = a.tasks[item / each].matrix, tile = item % each;
-      if (matrix == a.other_matrix) matrix = 0, out = a.others;
-    }
-    if (a.swiglu)
-      out += tile % 2, tile /= 2;
-    else
-      while (out + 1 < a.outputs && tile >= outputs[out + 1].first) ++out;
-    const Output& o = outputs[out];
-    const std::int64_t at = static_cast<std::int64_t>(matrix) * a.jobs + tile - o.first;
+    const TilePlace p = place_of(a, outputs, item);
     const int lane = static_cast<int>(threadIdx.x) % 32;
-    codes = o.codes + (at * a.stages + first) * kCodeBytes + lane * 16;
-    scales = o.scales + at * a.groups * kScaleBytes + lane % 2 * 16;
+    codes = p.out->codes + (p.at * a.stages + first) * kCodeBytes + lane * 16;
+    scales = p.out->scales + p.at * a.groups * kScaleBytes + lane % 2 * 16;
     s = first + lane / 2, segment = 0, left = own.end[0] - first;
   }
   __device__ __forceinline__ void bring(const GemvArgs& a, const Output* outputs,

@@ -78,6 +78,7 @@ inline int first_lane(bool is) {
   while (i < 32 && all[i][0] == 0) ++i;
   return i;
 }
+inline void spin(int) {}
 inline int atomic_add(int* p, int x) {
   const int old = *p;
   *p += x;
@@ -90,6 +91,11 @@ inline void copy_async16(void* shared, const void* global) {
 struct ReadOnce {};
 inline void copy_async16(void* shared, const void* global, ReadOnce) {
   copy_async16(shared, global);
+}
+// Reads the ends, so that AddressSanitizer sees what lies outside of its memory.
+inline void prefetch(const void* global, int bytes) {
+  const auto* p = static_cast<const volatile char*>(global);
+  (void)p[0], (void)p[bytes - 1];
 }
 inline void copy_async_commit() { emulate::copy_async_commit(); }
 template <int Left>

@@ -45,6 +45,9 @@ __device__ __forceinline__ int first_lane(bool is) {
   const unsigned all = __ballot_sync(0xffffffffu, is);
   return all != 0 ? __ffs(static_cast<int>(all)) - 1 : 32;
 }
+__device__ __forceinline__ void spin(int cycles) {
+  for (const long long begin = clock64(); clock64() - begin < cycles;) {}
+}
 __device__ __forceinline__ int atomic_add(int* p, int x) { return atomicAdd(p, x); }
 
 // 16 bytes, past the first cache: a weight is read once.
@@ -53,6 +56,12 @@ __device__ __forceinline__ void copy_async16(void* shared, const void* global) {
                    static_cast<std::uint32_t>(__cvta_generic_to_shared(shared))),
                "l"(global)
                : "memory");
+}
+// Asks the second cache for `bytes` from `global` on, both multiples of 16.
+__device__ __forceinline__ void prefetch(const void* global, int bytes) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(global), "r"(bytes) : "memory");
+#endif
 }
 // The same for what no launch reads again: it leaves the second cache first.
 struct ReadOnce {
