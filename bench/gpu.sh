@@ -2,15 +2,36 @@
 # Nibble on a GPU machine without network: the checks and figures of the CUDA backend, in stages
 # of less than 8 minutes. On the machine that builds:
 #   bench/gpu.sh carry      build/ -> carry/: programs, the libraries they need, their loader
+#   bench/gpu.sh carry-smollm2  its file -> carry-smollm2/{0,1,2}, each as much as one call brings
+#   bench/gpu.sh carry-peer     llama.cpp's source (after bench/peers/llama_cpp.sh) -> carry-peer/
 # and on the GPU machine, in the root of the tree:
-#   bench/gpu.sh STAGE...   first verify sweep sanitize ops oracles models fused profile
-#                           model-27b model-35b
+#   bench/gpu.sh STAGE...   first verify sweep stress sanitize ops oracles models fused ahead profile
+#                           model-27b model-35b; peer-build, then peer-27b peer-35b
 # Output goes to the screen and, where $OUT is set, to $OUT/STAGE.txt.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . bench/carried.sh
+. scripts/lib.sh
 
 stage_carry() { carry_programs nibble fused_cuda tests/test_gpu tests/test_ops; }
+
+stage_carry-smollm2() {
+  local i parts=carry-smollm2
+  rm -rf "$parts" && mkdir -p "$parts"/{0,1,2}
+  for i in 0 1 2; do
+    split -n "$((i + 1))/3" "models/$model_name" >"$parts/$i/part"
+  done
+}
+# Once all three have been carried: test_gpu finds it.
+join_smollm2() {
+  [ ! -e carry-smollm2/2/part ] || cat carry-smollm2/{0,1,2}/part >"models/$model_name"
+}
+stage_carry-peer() {
+  rm -rf carry-peer && mkdir carry-peer
+  tar -C build-peers/src/vendor --anchored --exclude=llama.cpp/{models,tests,docs,media,examples} \
+    -cJf carry-peer/llama.cpp.tar.xz llama.cpp
+  build-peers/venv/bin/pip download -q --no-deps -d carry-peer gguf
+}
 
 stage_device() {
   nvidia-smi
@@ -27,7 +48,19 @@ stage_first() {
 stage_verify() { with=(timeout 150); run nibble verify --device cuda --quick; }
 stage_sweep() { timeout 470 bash bench/gpu.sh sweep-now || echo "sweep: stopped, exit $?"; }
 stage_sweep-now() { run nibble verify --device cuda --activations int16; }
-stage_oracles() { with=(timeout 200); run test_gpu; }
+# Every call has the CPU's bits while others hold the device's multiprocessors.
+stage_stress() {
+  with=(timeout 300)
+  run nibble verify --device cuda --explain
+  run nibble verify --device cuda --stress 100000 --activations int16 \
+    --shape 256x2048,8704x5120,34816x5120,5120x6144,5120x17408,513x2048
+  run nibble verify --device cuda --stress 1000
+}
+stage_oracles() {
+  with=(timeout 200)
+  join_smollm2
+  run test_gpu
+}
 # Every operation against its reference and the CPU's bits.
 stage_ops() { with=(timeout 200); run test_ops; }
 # The trained models: the perplexity that bench/results/quality.txt has for the CPU, to the last digit.
@@ -41,6 +74,16 @@ stage_models() {
 kjv-qwen3_5-moe 16.978534354467882"
 }
 stage_fused() { with=(timeout 60); run fused_cuda; }
+# What it gives that warps ask for weights before they wait: KiB a block.
+stage_ahead() {
+  local kib
+  with=(timeout 60)
+  for kib in 0 64 128 192 256; do
+    echo "== $kib KiB"
+    NIBBLE_CUDA_AHEAD=$kib run fused_cuda 34816x5120 16384x5120 8704x5120 5120x6144,1,plain \
+      5120x17408,1,plain 12288x2048 256x2048
+  done
+}
 # The reduced sweep: every kernel, every tail, K <= 1152.
 stage_sanitize() {
   local tool sanitizer some tests
@@ -75,9 +118,29 @@ stage_profile() {
 model() {
   with=(timeout 200)
   run nibble bench model --config "$1" --random-weights --device cuda --generate 128 --prompt 2048 \
-    --depth 128,4096 --repeat 3 --threads 0
+    --depth 128,4096 --batch 1,8 --repeat 3 --threads 0
 }
 stage_model-27b() { model qwen3.6-27b; }
 stage_model-35b() { model qwen3.6-35b-a3b; }
+stage_peer-build() {
+  local build=/tmp/llama.cpp/build
+  tar -C /tmp -xJf carry-peer/llama.cpp.tar.xz
+  pip install -q --no-deps --no-index --target /tmp/site carry-peer/*.whl
+  cmake -S /tmp/llama.cpp -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DGGML_CUDA=ON \
+    -DCMAKE_CUDA_ARCHITECTURES=90 -DLLAMA_CURL=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_TESTS=OFF \
+    -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_SERVER=OFF -DLLAMA_BUILD_UI=OFF >/dev/null
+  timeout 420 ninja -C "$build" llama-bench llama-batched-bench | tail -1
+}
+# Its figures and ours, one after the other.
+peer() {
+  local file=/tmp/$1.gguf bin=/tmp/llama.cpp/build/bin
+  PYTHONPATH=/tmp/site python3 bench/peers/make_gguf.py "$1" "$file"
+  timeout 150 "$bin/llama-bench" -m "$file" -fa 1 -ngl 99 -p 2048 -n 128 -d 0,4096 -r 3
+  timeout 100 "$bin/llama-batched-bench" -m "$file" -fa 1 -ngl 99 -npp 128 -ntg 64 -npl 8 -c 4096
+  rm "$file"
+  model "$1"
+}
+stage_peer-27b() { peer qwen3.6-27b; }
+stage_peer-35b() { peer qwen3.6-35b-a3b; }
 
 stages "$@"
