@@ -11,8 +11,8 @@
 namespace nibble::NIBBLE_CUDA_NS {
 namespace {
 
-constexpr int kRun = 32;  // positions whose values are on their way at once
 constexpr int kThreads = 256;
+static_assert(kThreads / kLanes == kSplit / kBlock);  // a warp a block
 
 // x [head_dim] in shared memory as int16; at(d) says where. Whole warp. Returns the scale.
 template <class At>
@@ -37,25 +37,36 @@ __global__ void __launch_bounds__(kLanes) rope_cache(const __grid_constant__ Rop
             hd = a.cache.head_dim;
   const bool query = static_cast<int>(blockIdx.x) < a.heads;
   const int head = static_cast<int>(blockIdx.x) - (query ? 0 : a.heads);
-  float* y = reinterpret_cast<float*>(shared_memory());
+  float* y = reinterpret_cast<float*>(shared_memory());  // [head_dim]
+  float* v = y + hd;                                     // [head_dim], of a key's head
+  float* weight = v + hd;                                // [head_dim]
+  float* turn = weight + hd;                             // [rotary]
   const std::int64_t at =
       static_cast<std::int64_t>(row) * (query ? a.heads : a.cache.kv_heads) + head;
   const float* x = query ? a.q + at * a.q_pitch : a.k + at * hd;
   const float* norm = query ? a.q_norm : a.k_norm;
-  float inv = 0;
+  const auto fetch = [&](const float* from, float* to, int n) {  // no load waits for another
+#pragma unroll 8
+    for (int d = lane; d < n; d += kLanes) to[d] = from[d];
+  };
+  fetch(x, y, hd);
+  if (norm != nullptr) fetch(norm, weight, hd);
+  if (!query) fetch(a.v + at * hd, v, hd);
+  fetch(a.cos_sin + static_cast<std::int64_t>(row) * a.rotary, turn, a.rotary);
+  warp_sync();
   if (norm != nullptr) {
     float sum = 0;
-    for (int d = lane % 16; d < hd; d += 16) sum = fmaf(x[d], x[d], sum);
+#pragma unroll 8
+    for (int d = lane % 16; d < hd; d += 16) sum = fmaf(y[d], y[d], sum);
     sum = shuffle(add_sixteen(sum), 0);
-    inv = 1.0f / sqrtf(sum / static_cast<float>(hd) + a.eps);
+    const float inv = 1.0f / sqrtf(sum / static_cast<float>(hd) + a.eps);
+    warp_sync();  // all have read y
+    for (int d = lane; d < hd; d += kLanes) y[d] = y[d] * inv * (weight[d] + a.offset);
+    warp_sync();
   }
-  for (int d = lane; d < hd; d += kLanes)
-    y[d] = norm != nullptr ? x[d] * inv * (norm[d] + a.offset) : x[d];
-  warp_sync();
-  const float* cos_sin = a.cos_sin + static_cast<std::int64_t>(row) * a.rotary;
   const int half = a.rotary / 2;
   for (int d = lane; d < half; d += kLanes) {
-    const float c = cos_sin[2 * d], s = cos_sin[2 * d + 1], p = y[d], q = y[d + half];
+    const float c = turn[2 * d], s = turn[2 * d + 1], p = y[d], q = y[d + half];
     y[d] = p * c - q * s;
     y[d + half] = q * c + p * s;
   }
@@ -67,9 +78,6 @@ __global__ void __launch_bounds__(kLanes) rope_cache(const __grid_constant__ Rop
   const Place place = a.rows[row];
   const std::int64_t to = vector_index(a.cache, place, head);
   const std::int64_t head_at = (to - place.position) * hd;
-  float* v = y + hd;
-  for (int d = lane; d < hd; d += kLanes) v[d] = a.v[at * hd + d];
-  warp_sync();
   const auto key = [&](int d) { return key_index(a.cache, place.position, d); };
   if (!a.cache.fixed) {
     float* keys = static_cast<float*>(a.cache.keys) + head_at;
@@ -83,7 +91,7 @@ __global__ void __launch_bounds__(kLanes) rope_cache(const __grid_constant__ Rop
   if (lane == 0) a.cache.key_scales[to] = ks, a.cache.value_scales[to] = vs;
 }
 
-__global__ void __launch_bounds__(kThreads) attend(const __grid_constant__ AttendArgs a) {
+__global__ void __launch_bounds__(kThreads, 2) attend(const __grid_constant__ AttendArgs a) {
   start_next(), await_last();
   const int split = static_cast<int>(blockIdx.x), head = static_cast<int>(blockIdx.y),
             row = static_cast<int>(blockIdx.z), tid = static_cast<int>(threadIdx.x);
@@ -95,9 +103,11 @@ __global__ void __launch_bounds__(kThreads) attend(const __grid_constant__ Atten
   const int count = past < kSplit ? past : kSplit, blocks = (count + kBlock - 1) / kBlock;
   float* q = reinterpret_cast<float*>(shared_memory());  // [head_dim]
   float* score = q + hd;                                 // [512], later weights
-  float* shrink = score + kSplit;                        // [8], by block
-  float* sums = shrink + kSplit / kBlock;                // [16]
-  float* top = sums + 16;                                // [1]
+  float* exps = score + kSplit;                          // [512]
+  float* most = exps + kSplit;                           // [8], by block
+  float* shrink = most + kSplit / kBlock;                // [8], by block
+  float* sums = shrink + kSplit / kBlock;                // [1]
+  float* top = sums + 1;                                 // [1]
   const std::int64_t at = static_cast<std::int64_t>(row) * a.heads + head;
   for (int d = tid; d < hd; d += kThreads) q[d] = a.q[at * hd + d];
   block_sync();
@@ -107,21 +117,52 @@ __global__ void __launch_bounds__(kThreads) attend(const __grid_constant__ Atten
   const float none = bits_float(static_cast<int>(0xff800000u));
   for (int i = tid; i < blocks * kBlock; i += kThreads) {
     float s = 0;
-#pragma unroll 16  // many loads on their way
-    for (int d = 0; d < hd; d += 8) {
-      const std::int64_t from = head_at + key_index(c, begin + i, d);
-      float k[8];
-      load_eight(c.keys, c.fixed, from, k);
+    each_eight<16>(c, head_at + key_index(c, begin + i, 0), [&](int d, const float(&k)[8]) {
+      const float4* of = reinterpret_cast<const float4*>(q + d);
+      const float4 low = of[0], high = of[1];
+      const float x[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
 #pragma unroll
-      for (int j = 0; j < 8; ++j) s = fmaf(q[d + j], k[j], s);
-    }
+      for (int j = 0; j < 8; ++j) s = fmaf(x[j], k[j], s);
+    });
     const float scale = c.fixed ? a.scale * c.key_scales[first + i] : a.scale;
     score[i] = i < count ? s * scale + 0.0f : none;
   }
   block_sync();
 
-  if (tid < kLanes)
-    soften(score, 1, blocks, c.fixed ? c.value_scales + first : nullptr, shrink, sums, top);
+  // soften() of a warp a block: what precedes a block is the maxima before it.
+  const int lane = tid % kLanes, warp = tid / kLanes;
+  if (warp < blocks) {
+    const float* s = score + warp * kBlock;
+    float m = max_or(s[lane], s[lane + 32]);
+    for (int n = 16; n > 0; n /= 2) m = max_or(m, shuffle_xor(m, n));
+    if (lane == 0) most[warp] = m;
+  }
+  block_sync();
+  if (warp < blocks) {
+    float now = none;
+    for (int b = 0; b < warp; ++b) now = most[b] > now ? most[b] : now;
+    const float next = most[warp] > now ? most[warp] : now;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int p = warp * kBlock + lane + 32 * i;
+      const float e = exp_cut(score[p] - next);
+      exps[p] = e;
+      score[p] = c.fixed ? e * c.value_scales[first + p] : e;
+    }
+    if (lane == 0) shrink[warp] = now == none ? 0.0f : exp_cut(now - next);
+    if (lane == 0 && warp + 1 == blocks) *top = next;
+  }
+  block_sync();
+  if (warp == 0) {  // lane l adds positions l, l + 16, ... of a block; lanes 16.. do the same
+    float sum = 0;
+    for (int b = 0; b < blocks; ++b) {
+      sum = sum * shrink[b];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) sum = sum + exps[b * kBlock + 16 * i + lane % 16];
+    }
+    sum = add_sixteen(sum);
+    if (lane == 0) *sums = sum;
+  }
   block_sync();
 
   for (int d = tid; d < hd; d += kThreads) {
@@ -130,18 +171,33 @@ __global__ void __launch_bounds__(kThreads) attend(const __grid_constant__ Atten
       o = o * shrink[b];
       const int n = count - b * kBlock < kBlock ? count - b * kBlock : kBlock;
       const std::int64_t from = (first + b * kBlock) * hd + d;
-      const float* w = score + b * kBlock;
+      const float4* w = reinterpret_cast<const float4*>(score + b * kBlock);
       const auto add = [&](const auto* v) {  // a run's loads before its sums
-        for (int first_r = 0; first_r < n; first_r += kRun) {
+        if (n == kBlock) {
+          float x[kBlock];
+#pragma unroll
+          for (int i = 0; i < kBlock; ++i) x[i] = static_cast<float>(v[i * hd]);
+#pragma unroll
+          for (int i = 0; i < kBlock; i += 4) {
+            const float4 four = w[i / 4];
+            o = fmaf(four.x, x[i], o), o = fmaf(four.y, x[i + 1], o);
+            o = fmaf(four.z, x[i + 2], o), o = fmaf(four.w, x[i + 3], o);
+          }
+          return;
+        }
+        constexpr int kRun = 16;
+        const float* one = score + b * kBlock;
+#pragma unroll 1
+        for (int p = 0; p < n; p += kRun) {
           float x[kRun];
 #pragma unroll
-          for (int i = 0; i < kRun; ++i) {
-            const int r = first_r + i < n ? first_r + i : n - 1;
-            x[i] = static_cast<float>(v[static_cast<std::int64_t>(r) * hd]);
-          }
+          for (int i = 0; i < kRun; ++i)
+            x[i] = static_cast<float>(v[(p + i < n ? p + i : n - 1) * hd]);
+#pragma unroll
+          for (int i = 0; i < kRun; ++i) hold(x[i]);
 #pragma unroll
           for (int i = 0; i < kRun; ++i)
-            if (first_r + i < n) o = fmaf(w[first_r + i], x[i], o);
+            if (p + i < n) o = fmaf(one[p + i], x[i], o);
         }
       };
       if (c.fixed)
@@ -181,14 +237,15 @@ __global__ void __launch_bounds__(kThreads) combine(const __grid_constant__ Atte
 void launch_rope_cache(const Queue& q, const RopeArgs& a) {
   const dim3 grid{static_cast<unsigned>(a.heads + a.cache.kv_heads), static_cast<unsigned>(a.m)};
   launch(q, "rope_cache", rope_cache, grid, kLanes,
-         2 * sizeof(float) * static_cast<std::size_t>(a.cache.head_dim), a);
+         sizeof(float) * static_cast<std::size_t>(3 * a.cache.head_dim + a.rotary), a);
 }
 
 void launch_attention(const Queue& q, const AttendArgs& a) {
   const dim3 grid{static_cast<unsigned>(a.splits), static_cast<unsigned>(a.heads),
                   static_cast<unsigned>(a.m)};
   const std::size_t shared =
-      sizeof(float) * static_cast<std::size_t>(a.cache.head_dim + kSplit + kSplit / kBlock + 32);
+      sizeof(float) *
+      static_cast<std::size_t>(a.cache.head_dim + 2 * kSplit + 2 * kSplit / kBlock + 2);
   if (a.in_runs)
     launch_attend_rows(q, a);
   else

@@ -41,10 +41,7 @@ __global__ void __launch_bounds__(kThreads) attend_rows(const __grid_constant__ 
   const float none = bits_float(static_cast<int>(0xff800000u));
   for (int i = tid; i < blocks * kBlock; i += kThreads) {
     float s[kRows] = {};
-#pragma unroll 2
-    for (int d = 0; d < hd; d += 8) {
-      float k[8];
-      load_eight(c.keys, c.fixed, head_at + key_index(c, begin + i, d), k);
+    each_eight<2>(c, head_at + key_index(c, begin + i, 0), [&](int d, const float(&k)[8]) {
 #pragma unroll
       for (int r = 0; r < kRows; ++r) {
         const float4* of = reinterpret_cast<const float4*>(q + r * hd + d);
@@ -53,7 +50,7 @@ __global__ void __launch_bounds__(kThreads) attend_rows(const __grid_constant__ 
 #pragma unroll
         for (int j = 0; j < 8; ++j) s[r] = fmaf(x[j], k[j], s[r]);
       }
-    }
+    });
     const float scale = c.fixed ? a.scale * c.key_scales[first + i] : a.scale;
 #pragma unroll
     for (int r = 0; r < kRows; ++r)

@@ -30,35 +30,60 @@ __device__ __forceinline__ int run_length(const Place* rows, int first, int m) {
 }
 
 // A block computes row blockIdx.y; a sequence's first block also the rows that see the state, and
-// then the state: nobody else reads it.
+// then the state: nobody else reads it. Taps: their number, held in registers so that no load waits
+// for another; 0: any.
+template <int Taps>
 __global__ void __launch_bounds__(kThreads) conv(const __grid_constant__ ConvArgs a) {
-  start_next(), await_last();
-  const int first = static_cast<int>(blockIdx.y), past = a.state.taps - 1,
-            channels = a.state.channels, slot = a.rows[first].slot;
+  start_next();
+  constexpr int kHeld = Taps > 0 ? Taps : 1;
+  const int first = static_cast<int>(blockIdx.y), past = (Taps > 0 ? Taps : a.state.taps) - 1,
+            channels = a.state.channels, c = static_cast<int>(blockIdx.x * kThreads + threadIdx.x);
+  const float* weight = a.weight + (c < channels ? c : 0);
+  float w[kHeld] = {}, x[kHeld];
+#pragma unroll
+  for (int i = 0; i < Taps; ++i) w[i] = weight[static_cast<std::int64_t>(i) * channels];
+  await_last();
+  const int slot = a.rows[first].slot;
+  const bool fresh = a.rows[first].position == 0;
   int before = 0;  // rows of the same sequence just before, up to `past`
   while (before < past && before < first && a.rows[first - before - 1].slot == slot) ++before;
   if (before > 0 && before < past) return;
   const bool leads = before == 0 && past > 0;
   const int count = leads ? run_length(a.rows, first, a.m) : 1;
-  const int c = static_cast<int>(blockIdx.x * kThreads + threadIdx.x);
   if (c >= channels) return;
-  const bool fresh = a.rows[first].position == 0;
   float* state = a.state.conv + slot * a.state.conv_slot + c;
   const float* u = a.u + static_cast<std::int64_t>(first) * channels + c;
   const auto row = [&](int r) {
-    if (r >= -before) return u[static_cast<std::int64_t>(r) * channels];
-    return fresh ? 0.0f : state[static_cast<std::int64_t>(past + r) * channels];
+    const bool given = r >= -before;
+    const float* at = given ? u : state + static_cast<std::int64_t>(past) * channels;
+    const float value = at[static_cast<std::int64_t>(r) * channels];
+    return given || !fresh ? value : 0.0f;
   };
   const int own = leads ? past : 1;
   for (int r = 0; r < (own < count ? own : count); ++r) {
-    float y = a.weight[c] * row(r - past);
-    for (int i = 1; i <= past; ++i)
-      y = fmaf(a.weight[static_cast<std::int64_t>(i) * channels + c], row(r - past + i), y);
+    float y;
+    if constexpr (Taps > 0) {
+#pragma unroll
+      for (int i = 0; i < Taps; ++i) x[i] = row(r - past + i);
+      y = w[0] * x[0];
+#pragma unroll
+      for (int i = 1; i < Taps; ++i) y = fmaf(w[i], x[i], y);
+    } else {
+      y = weight[0] * row(r - past);
+      for (int i = 1; i <= past; ++i)
+        y = fmaf(weight[static_cast<std::int64_t>(i) * channels], row(r - past + i), y);
+    }
     a.y[static_cast<std::int64_t>(first + r) * channels + c] = silu(y);
   }
   if (!leads) return;
-  for (int i = 0; i < past; ++i)  // reads above what it has written
-    state[static_cast<std::int64_t>(i) * channels] = row(count - past + i);
+    // What is read of the state lies above what was written.
+#pragma unroll
+  for (int i = 0; i < Taps - 1; ++i) x[i] = row(count - past + i);
+#pragma unroll
+  for (int i = 0; i < Taps - 1; ++i) state[static_cast<std::int64_t>(i) * channels] = x[i];
+  if constexpr (Taps == 0)
+    for (int i = 0; i < past; ++i)
+      state[static_cast<std::int64_t>(i) * channels] = row(count - past + i);
 }
 
 // Of one row and head: k . q of the normalised, and the gates.
@@ -266,7 +291,7 @@ __global__ void __launch_bounds__(32 * kRuleWarps)
 void launch_conv(const Queue& q, const ConvArgs& a) {
   const dim3 grid{static_cast<unsigned>((a.state.channels + kThreads - 1) / kThreads),
                   static_cast<unsigned>(a.m)};
-  launch(q, "conv", conv, grid, kThreads, 0, a);
+  launch(q, "conv", a.state.taps == 4 ? conv<4> : conv<0>, grid, kThreads, 0, a);
 }
 
 std::size_t rule_scratch(const DeltaLayer& s, int m) {

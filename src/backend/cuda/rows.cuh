@@ -68,6 +68,34 @@ __device__ __forceinline__ void norm_row(const Source& s, std::int64_t row, int 
   round_stages<kHeldStages, Sums>(v, count, warp, kRowWarps, int8, words, meta);
 }
 
+// One head of a row under its norm and gate: `each` stages of up to N, by a warp.
+template <int N, bool Sums>
+__device__ __forceinline__ void gated_head(const Source& s, std::int64_t row, int head, int each,
+                                           int int8, char* words, RowMeta* meta) {
+  const int lane = static_cast<int>(threadIdx.x) % 32, from = head * s.dim + lane;
+  const float *x = s.x + row * s.k + from, *z = s.other + row * s.k + from;
+  float2 v[N] = {}, g[N] = {};
+  float block[4] = {};
+#pragma unroll
+  for (int i = 0; i < N; ++i) {
+    if (i >= each) break;
+    const int c = i * kStage;
+    v[i] = {x[c], x[c + 32]}, g[i] = {z[c], z[c + 32]};
+  }
+#pragma unroll
+  for (int i = 0; i < N; ++i) block[i] = add_lanes(v[i].x * v[i].x + v[i].y * v[i].y);
+  const float sum = (block[0] + block[2]) + (block[1] + block[3]);
+  const float inv = 1.0f / sqrtf(sum / static_cast<float>(s.dim) + s.eps);
+#pragma unroll
+  for (int i = 0; i < N; ++i) {
+    if (i >= each) break;
+    const int at = i * kStage + lane;
+    v[i].x = v[i].x * inv * s.weight[at] * silu(g[i].x);
+    v[i].y = v[i].y * inv * s.weight[at + 32] * silu(g[i].y);
+  }
+  round_stages<N, Sums>(v, each, head * each, 1, int8, words, meta);
+}
+
 // Without a norm, or under a head's (GatedNorm, dim a multiple of 64 up to 256): units of a stage,
 // or of a head, each by one warp alone: unit `first`, first + step, ...
 template <bool Sums>
@@ -76,30 +104,12 @@ __device__ __forceinline__ void plain_row(const Source& s, std::int64_t row, int
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const float* x = s.x + row * s.k;
   if (s.kind == Source::GatedNorm) {
-    const float* z = s.other + row * s.k;
-    const int each = s.dim / kStage;
 #pragma unroll 1
     for (int head = first; head * s.dim < s.k; head += step) {
-      float2 v[4] = {}, g[4] = {};
-      float block[4];
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        if (i >= each) break;
-        const int c = head * s.dim + i * kStage + lane;
-        v[i] = {x[c], x[c + 32]}, g[i] = {z[c], z[c + 32]};
-      }
-#pragma unroll
-      for (int i = 0; i < 4; ++i) block[i] = add_lanes(v[i].x * v[i].x + v[i].y * v[i].y);
-      const float sum = (block[0] + block[2]) + (block[1] + block[3]);
-      const float inv = 1.0f / sqrtf(sum / static_cast<float>(s.dim) + s.eps);
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        if (i >= each) break;
-        const int at = i * kStage + lane;
-        v[i].x = v[i].x * inv * s.weight[at] * silu(g[i].x);
-        v[i].y = v[i].y * inv * s.weight[at + 32] * silu(g[i].y);
-      }
-      round_stages<4, Sums>(v, each, head * each, 1, int8, words, meta);
+      if (Sums && s.dim == 2 * kStage)  // of the prepass: no load waits for another
+        gated_head<2, Sums>(s, row, head, 2, int8, words, meta);
+      else
+        gated_head<4, Sums>(s, row, head, s.dim / kStage, int8, words, meta);
     }
     return;
   }

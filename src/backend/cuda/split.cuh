@@ -19,20 +19,44 @@ __device__ __forceinline__ std::int64_t key_index(const KvLayer& c, int position
          d % 8;
 }
 
-// Eight dims of a key from their 16 (int16) or 32 bytes.
-__device__ __forceinline__ void load_eight(const void* keys, int fixed, std::int64_t at, float* k) {
-  if (fixed) {
-    const uint4 v = *reinterpret_cast<const uint4*>(static_cast<const std::int16_t*>(keys) + at);
-    const std::uint32_t words[4] = {v.x, v.y, v.z, v.w};
+// use(d, k) for every eight dims d .. d + 7 of a key, ascending; `Batch` loads go out before the
+// first is used. at: index of dim 0.
+template <int Batch, class Use>
+__device__ __forceinline__ void each_eight(const KvLayer& c, std::int64_t at, Use&& use) {
+  const int eights = c.head_dim / 8;
+  if (c.fixed) {
+    const uint4* keys =
+        reinterpret_cast<const uint4*>(static_cast<const std::int16_t*>(c.keys) + at);
+    const auto take = [&](int i, const uint4& v) {
+      const std::uint32_t words[4] = {v.x, v.y, v.z, v.w};
+      float k[8];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      k[2 * i] = static_cast<float>(static_cast<std::int16_t>(words[i] & 0xffff));
-      k[2 * i + 1] = static_cast<float>(static_cast<std::int16_t>(words[i] >> 16));
+      for (int j = 0; j < 4; ++j) {
+        k[2 * j] = static_cast<float>(static_cast<std::int16_t>(words[j] & 0xffff));
+        k[2 * j + 1] = static_cast<float>(static_cast<std::int16_t>(words[j] >> 16));
+      }
+      use(8 * i, k);
+    };
+    int first = 0;
+#pragma unroll 1
+    for (; first + Batch <= eights; first += Batch) {
+      uint4 v[Batch];
+#pragma unroll
+      for (int i = 0; i < Batch; ++i) v[i] = keys[(first + i) * kBlock];
+#pragma unroll
+      for (int i = 0; i < Batch; ++i) take(first + i, v[i]);
     }
+#pragma unroll 1
+    for (; first < eights; ++first) take(first, keys[first * kBlock]);
   } else {
-    const float* p = static_cast<const float*>(keys) + at;
+    const float* keys = static_cast<const float*>(c.keys) + at;
+#pragma unroll 1
+    for (int i = 0; i < eights; ++i) {
+      float k[8];
 #pragma unroll
-    for (int i = 0; i < 8; ++i) k[i] = p[i];
+      for (int j = 0; j < 8; ++j) k[j] = keys[i * kBlock * 8 + j];
+      use(8 * i, k);
+    }
   }
 }
 

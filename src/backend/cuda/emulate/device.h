@@ -134,6 +134,9 @@ inline void mma_s8s8(int (&c)[4], std::uint32_t a0, std::uint32_t a1, std::uint3
   mma<std::int8_t>(c, a0, a1, a2, a3, b0, b1);
 }
 
+template <class T>
+inline void hold(T&) {}
+
 inline int float_bits(float x) {
   int i;
   std::memcpy(&i, &x, 4);

@@ -101,6 +101,12 @@ __device__ __forceinline__ void mma_s8s8(int (&c)[4], std::uint32_t a0, std::uin
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
+// What was loaded stays above: the compiler does not move the load to its use.
+__device__ __forceinline__ void hold(float& x) { asm volatile("" : "+f"(x)); }
+__device__ __forceinline__ void hold(uint4& x) {
+  asm volatile("" : "+r"(x.x), "+r"(x.y), "+r"(x.z), "+r"(x.w));
+}
+
 __device__ __forceinline__ int float_bits(float x) { return __float_as_int(x); }
 __device__ __forceinline__ float bits_float(int i) { return __int_as_float(i); }
 __device__ __forceinline__ int round_int(float x) { return __float2int_rn(x); }
