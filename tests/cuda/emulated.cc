@@ -5,8 +5,8 @@
 
 namespace nibble {
 
-std::unique_ptr<Backend> emulated_backend(int blocks, int schedule) {
-  return std::make_unique<cuda_emulated::CudaBackend>(1, blocks, schedule, blocks == 1);
+std::unique_ptr<Backend> emulated_backend(int blocks, int schedule, bool measures) {
+  return std::make_unique<cuda_emulated::CudaBackend>(1, blocks, schedule, blocks == 1, measures);
 }
 std::vector<std::unique_ptr<Backend>> emulated_backends() {
   std::vector<std::unique_ptr<Backend>> v;

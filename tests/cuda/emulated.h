@@ -10,7 +10,8 @@ namespace nibble {
 // With few and many blocks a launch, each in an order of its own: ascending, descending, shuffled.
 std::vector<std::unique_ptr<Backend>> emulated_backends();
 // blocks 1: of a device with little shared memory, which takes other variants of kernels.
-std::unique_ptr<Backend> emulated_backend(int blocks, int schedule);
+// measures: plans, by the emulator's time.
+std::unique_ptr<Backend> emulated_backend(int blocks, int schedule, bool measures = false);
 
 // The published in-place form (src/backend/cuda/adversary.h): of `launches`, how many are corrupt.
 int emulated_published(const WeightSource& w, std::span<const float> residual,

@@ -39,6 +39,15 @@ TEST_P(EmulatedModel, DecodesInCompany) {
   }
 }
 
+// Operations are run again to be timed, before a step is recorded; no bit may show it.
+TEST(EmulatedBackend, MeasuresPlansUnseen) {
+  const auto checkpoint = Checkpoint::open(oracle::directory("tiny-qwen3_5"));
+  Runner cpu(*checkpoint, make_backend("cpu", 1), Activations::Int16, 1);
+  Runner cuda(*checkpoint, emulated_backend(0, 0, true), Activations::Int16, 1);
+  for (const std::int32_t id : oracle::random_ids(4, 5))  // eager, recorded, replayed twice
+    ASSERT_TRUE(oracle::same_bits(cuda.step({{0, {id}}}), cpu.step({{0, {id}}})));
+}
+
 INSTANTIATE_TEST_SUITE_P(Oracles, EmulatedModel,
                          testing::Values("tiny-llama", "tiny-qwen3_5", "tiny-qwen3_5-heads",
                                          "tiny-qwen3_5-moe"),

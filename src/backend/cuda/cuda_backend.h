@@ -2,6 +2,7 @@
 // Compiled twice: for the device, and for the emulator (emulate/emulate.h), whose bits are the
 // same.
 #pragma once
+#include <functional>
 #include <map>
 #include <memory>
 #include <vector>
@@ -47,8 +48,9 @@ class CudaWeight final : public Weight {
 class CudaBackend final : public Backend {
  public:
   // threads: that pack weights. For tests: blocks, schedule (runtime.h, Queue); small: no more
-  // shared memory than compute capability 8.9 has.
-  explicit CudaBackend(int threads, int blocks = 0, int schedule = 0, bool small = false);
+  // shared memory than compute capability 8.9 has. measures: which plan is faster.
+  explicit CudaBackend(int threads, int blocks = 0, int schedule = 0, bool small = false,
+                       bool measures = false);
   ~CudaBackend() override;
   std::string describe() const override;
   int threads() const override { return 1; }
@@ -106,6 +108,9 @@ class CudaBackend final : public Backend {
   void multiply_kind(Source s, std::int64_t m, Activations activations,
                      std::span<const LinearOutput> outputs, Epilogue epilogue, Plan plan,
                      bool fixed);
+  // run(fused) launches a plan. guess: where nothing is known, and nothing can be measured now.
+  using PlanKey = std::vector<std::int64_t>;
+  bool is_fused_faster(const PlanKey& key, bool guess, const std::function<void(bool)>& run);
   Fixed fixed_rows(const char* name, std::int64_t rows, const Matrix& w);
 
   Queue q_;
@@ -124,6 +129,8 @@ class CudaBackend final : public Backend {
   using Key = std::vector<std::uint64_t>;
   std::map<Key, std::shared_ptr<Graph>> graphs_;  // null: seen once, nothing kept yet
   Key recording_;                                 // of the step that is being recorded
+  bool measures_;                                 // plans
+  std::map<PlanKey, bool> fused_;                 // the faster plan
 };
 
 }  // namespace nibble::NIBBLE_CUDA_NS

@@ -1,7 +1,8 @@
 // linear, add_rmsnorm_linear, gated_rmsnorm_linear: which launches, in which plan.
 //
 // Of few rows every block prepares x itself where it fits in shared memory (one launch); else rows
-// are prepared once. Which is faster is a matter of cost only: the bits are the same.
+// are prepared once. Which is faster is measured (plan.cc), and a matter of cost only: the bits are
+// the same.
 #include <algorithm>
 
 #include "backend/cuda/cuda_backend.h"
@@ -16,8 +17,8 @@ bool takes_integers(const LinearOutput& o, Activations a) {
   return is_quantised(o.w->format().type) && a != Activations::Fp32;
 }
 
-// A block's own preparation costs each of them what one prepass costs once, or less: a prepass
-// takes a row under a norm in one block, other rows in many.
+// Where nothing is measured. A block's own preparation costs each of them what one prepass costs
+// once, or less: a prepass takes a row under a norm in one block, other rows in many.
 bool worth_fusing(const Source& s, std::int64_t m) {
   return m * s.k <= (s.kind == Source::Norm ? 16384 : 2048);
 }
@@ -41,23 +42,34 @@ void CudaBackend::multiply_kind(Source s, std::int64_t m, Activations activation
   const Matrix& w = a.out[0].w;
   const bool as_it_is = !fixed && s.kind == Source::Plain;  // fp32, and nothing to make of x
   const bool gemv = fixed && can_gemv(q_, a);
-  const bool fused = !as_it_is && (gemv ? can_fuse_gemv(q_, a) : can_fuse(q_, a, fixed)) &&
-                     (plan == Plan::Fused || (plan == Plan::Auto && worth_fusing(s, m)));
-  if (as_it_is) {
-    a.real = s.x;
-  } else if (!fused) {
-    if (fixed)
-      a.fixed = fixed_rows("rounded rows", m, w);
+  const auto run = [&](bool fused) {
+    MultiplyArgs r = a;
+    if (as_it_is) {
+      r.real = s.x;
+    } else if (!fused) {
+      if (fixed)
+        r.fixed = fixed_rows("rounded rows", m, w);
+      else
+        r.real = scratch<float>("prepared rows", static_cast<std::size_t>(m * w.k));
+      launch_prepare(q_, s, r.m, r.int8, w, r.fixed, const_cast<float*>(r.real));
+    }
+    if (gemv)
+      launch_gemv(q_, r);
+    else if (fixed && m > kMaxRows && can_gemm(r))
+      launch_gemm(q_, r, scratch<float>("sums of pieces", gemm_scratch(r)));
     else
-      a.real = scratch<float>("prepared rows", static_cast<std::size_t>(m * w.k));
-    launch_prepare(q_, s, a.m, a.int8, w, a.fixed, const_cast<float*>(a.real));
+      launch_multiply(q_, r, fixed);
+  };
+  bool fused =
+      plan != Plan::Prepass && !as_it_is && (gemv ? can_fuse_gemv(q_, a) : can_fuse(q_, a, fixed));
+  if (fused && plan == Plan::Auto) {
+    PlanKey key{m, s.k, s.kind, s.other != nullptr, fixed, a.int8, static_cast<int>(a.finish)};
+    for (int i = 0; i < a.outputs; ++i)
+      for (const std::int64_t x : {a.out[i].w.n, a.out[i].w.type, a.out[i].w.group_shift})
+        key.push_back(x);
+    fused = is_fused_faster(key, worth_fusing(s, m), run);
   }
-  if (gemv)
-    launch_gemv(q_, a);
-  else if (fixed && m > kMaxRows && can_gemm(a))
-    launch_gemm(q_, a, scratch<float>("sums of pieces", gemm_scratch(a)));
-  else
-    launch_multiply(q_, a, fixed);
+  run(fused);
 }
 
 void CudaBackend::multiply(const Source& s, std::int64_t m, Activations activations,

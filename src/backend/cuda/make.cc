@@ -5,14 +5,18 @@
 namespace nibble::NIBBLE_CUDA_NS {
 
 bool built() { return true; }
-std::unique_ptr<Backend> make(int threads) {
+static void require_device() {
   if (const std::string why = why_absent(); !why.empty())
     fail("no CUDA device can be used: {}; --device cpu needs none", why);
-  return std::make_unique<CudaBackend>(threads);
+}
+std::unique_ptr<Backend> make(int threads) {
+  require_device();
+  return std::make_unique<CudaBackend>(threads, 0, 0, false, true);
 }
 std::vector<std::unique_ptr<Backend>> make_schedules(std::initializer_list<int> blocks) {
+  require_device();
   std::vector<std::unique_ptr<Backend>> v;
-  v.push_back(make(0));
+  v.push_back(std::make_unique<CudaBackend>(0));
   for (const int n : blocks) v.push_back(std::make_unique<CudaBackend>(1, n));
   return v;
 }
