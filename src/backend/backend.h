@@ -43,7 +43,8 @@ class Backend {
   // Bytes that alloc() may still give; 0: not known here.
   virtual std::uint64_t available_memory() const { return 0; }
 
-  // Bytes a device has taken for inside its operations, beside what it was asked for; it keeps them.
+  // Bytes a device has taken for inside its operations, beside what it was asked for; it keeps
+  // them.
   virtual std::uint64_t scratch_memory() const { return 0; }
 
   // Bytes a second that a device reads of its memory, measured now; 0: this one has the host's.
