@@ -46,7 +46,8 @@ __device__ __forceinline__ int first_lane(bool is) {
   return all != 0 ? __ffs(static_cast<int>(all)) - 1 : 32;
 }
 __device__ __forceinline__ void spin(int cycles) {
-  for (const long long begin = clock64(); clock64() - begin < cycles;) {}
+  for (const long long begin = clock64(); clock64() - begin < cycles;) {
+  }
 }
 __device__ __forceinline__ int atomic_add(int* p, int x) { return atomicAdd(p, x); }
 
