@@ -54,7 +54,7 @@ stage_stress() {
   run nibble verify --device cuda --explain
   run nibble verify --device cuda --stress 100000 --activations int16 \
     --shape 256x2048,8704x5120,34816x5120,5120x6144,5120x17408,513x2048
-  run nibble verify --device cuda --stress 1000
+  run nibble verify --device cuda --stress 1000 --activations int16,int8
 }
 stage_oracles() {
   with=(timeout 200)
@@ -73,7 +73,12 @@ stage_models() {
   done <<<"kjv-qwen3_5 20.82343808558385
 kjv-qwen3_5-moe 16.978534354467882"
 }
-stage_fused() { with=(timeout 60); run fused_cuda; }
+# Beside the framework's own INT4 kernel and cuBLAS.
+stage_fused() {
+  with=(timeout 60)
+  run fused_cuda
+  timeout 100 python3 bench/peers/torch_linear.py || echo "torch: exit $?"
+}
 # What it gives that warps ask for weights before they wait: KiB a block.
 stage_ahead() {
   local kib

@@ -157,11 +157,11 @@ void print_rows(const std::string& format, const std::vector<Row>& rows) {
          fmt::format("{:.2f}", r.rate * r.bytes / 1e9), fmt::format("{:.1f}", 100 * r.fraction));
 }
 
-void print_memory(const EngineMemory& m) {
+void print_memory(const EngineMemory& m, double seconds) {
   const auto mb = [](std::uint64_t bytes) { return static_cast<double>(bytes) / 1e6; };
   out("memory: weights {:.1f} MB, KV cache {:.1f}, recurrent state {:.1f}, activations and logits "
-      "{:.1f}, inside operations {:.1f}\n",
-      mb(m.weights), mb(m.kv_cache), mb(m.state), mb(m.scratch), mb(m.operations));
+      "{:.1f}, inside operations {:.1f}\nloaded in {:.1f} s\n",
+      mb(m.weights), mb(m.kv_cache), mb(m.state), mb(m.scratch), mb(m.operations), seconds);
 }
 Json memory_json(const EngineMemory& m) {
   return {{"weights", m.weights},
@@ -205,10 +205,13 @@ void bench_model(const Options& o) {
   const auto checkpoint = open_or_make(o);
   std::vector<Row> rows;
   EngineMemory memory;
+  double loading = 0;  // seconds
   for (const int threads : o.threads) {
     ModelFlags flags = o.model;
     flags.threads = threads;
+    const auto begin = Clock::now();
     const auto engine = load_engine(*checkpoint, flags, context, slots);
+    loading = std::chrono::duration<double>(Clock::now() - begin).count();
     const double device = engine->read_bandwidth();
     Bench bench(*engine, device > 0 ? device : measure_bandwidth(engine->threads(), 0.5).median);
     for (const Test& t : tests) {
@@ -219,7 +222,7 @@ void bench_model(const Options& o) {
   }
   const std::string format = o.json ? "json" : o.format;
   if (format != "json") print_rows(format, rows);
-  if (format == "table") print_memory(memory);
+  if (format == "table") print_memory(memory, loading);
   if (format != "json") return;
   auto list = Json::array();
   for (const Row& r : rows)
@@ -235,6 +238,7 @@ void bench_model(const Options& o) {
                     {"repeat", o.repeat},
                     {"activations", o.model.activations},
                     {"device", o.model.device},
+                    {"load_seconds", loading},
                     {"memory", memory_json(memory)}});
   out_json(list);
 }

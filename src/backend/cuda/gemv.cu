@@ -333,8 +333,7 @@ void launch_gemv(const Queue& q, const MultiplyArgs& from) {
   const bool copied = !fused && shared + rows <= q.shared_limit, own = fused || copied;
   if (copied) shared += rows;
   if (own) a.copy_rows = a.m;
-  const int segment = (a.stages + a.parts - 1) / a.parts * kCodeBytes;
-  a.ahead = (q.ahead / kRowWarps + segment - 1) / segment;
+  a.ahead = q.ahead / kRowWarps / kCodeBytes;
   const int most = q.blocks > 0 ? q.blocks : q.multiprocessors,
             jobs = a.tasks != nullptr || a.ids != nullptr ? a.jobs * from.max_tasks : a.jobs;
   const Kernel kernel =

@@ -32,7 +32,7 @@ struct GemvArgs {
   int stages, groups, group_shift, tree, parts, part_end[kMaxPieces];
   // How a block divides the work: jobs of a matrix, rows of x of an item.
   int team_warps, jobs, width, round_items, copy_rows;
-  int ahead;  // items whose weights a warp asks the second cache for before it waits for x
+  int ahead;  // stages that a warp asks the second cache for before it waits for x
 };
 
 // The segments of one warp: of a piece, its own; else one.
@@ -67,18 +67,21 @@ __device__ __forceinline__ TilePlace place_of(const GemvArgs& a, const Output* o
 }
 
 // Between the end of a launch's stream and the start of the next one's lie 5 us in which memory
-// would rest: the last sums, the wait for them, the norm. A lane an item of its warp's: stages from
-// `first` to `last`, of the first item less the `held` that the slots take.
+// would rest: the last sums, the wait for them, the norm. So a warp asks for the a.ahead stages of
+// its items, first .. last of each, that follow the `held` ones of its slots: a lane an item.
 __device__ __forceinline__ void ask_ahead(const GemvArgs& a, const Output* outputs, int item,
                                           int step, int end, int first, int last, int held) {
-  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int lane = static_cast<int>(threadIdx.x) % 32, all = last - first;
+  if (held > all) held = all;
+  const int from = first + (lane == 0 ? held : 0), before = lane == 0 ? 0 : lane * all - held;
+  int count = a.ahead - before;
+  if (count > last - from) count = last - from;
   item += lane * step;
-  if (lane >= a.ahead || item >= end) return;
-  const int from = lane == 0 ? first + held : first;
-  if (from >= last) return;
+  if (count <= 0 || item >= end) return;
   const TilePlace p = place_of(a, outputs, item);
-  prefetch(p.out->codes + (p.at * a.stages + from) * kCodeBytes, (last - from) * kCodeBytes);
-  const int group = from >> a.group_shift, groups = ((last - 1) >> a.group_shift) + 1 - group;
+  prefetch(p.out->codes + (p.at * a.stages + from) * kCodeBytes, count * kCodeBytes);
+  const int group = from >> a.group_shift,
+            groups = ((from + count - 1) >> a.group_shift) + 1 - group;
   prefetch(p.out->scales + (p.at * a.groups + group) * kScaleBytes, groups * kScaleBytes);
 }
 
