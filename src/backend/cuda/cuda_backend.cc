@@ -53,6 +53,7 @@ Backend::Buffer CudaBackend::alloc_host(std::size_t bytes) {
 }
 bool CudaBackend::is_host() const { return q_.stream == nullptr; }  // the emulator has no stream
 void CudaBackend::upload(void* device, const void* host, std::size_t bytes) {
+  if (bytes == 0) return;
   if (bytes > kPostBytes / 4) return copy_in(q_, device, host, bytes);
   if (posted_ + bytes > kPostBytes) {
     wait(q_);
@@ -63,7 +64,7 @@ void CudaBackend::upload(void* device, const void* host, std::size_t bytes) {
   posted_ += (bytes + 15) / 16 * 16;
 }
 void CudaBackend::download(void* host, const void* device, std::size_t bytes) {
-  copy_out(q_, host, device, bytes);
+  if (bytes > 0) copy_out(q_, host, device, bytes);
 }
 std::uint64_t CudaBackend::scratch_memory() const {
   std::uint64_t sum = 0;
