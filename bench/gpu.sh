@@ -2,11 +2,12 @@
 # Nibble on a GPU machine without network: the checks and figures of the CUDA backend, in stages
 # of less than 8 minutes. On the machine that builds:
 #   bench/gpu.sh carry      build/ -> carry/: programs, the libraries they need, their loader
+#   bench/gpu.sh carry-trace    then: build-trace/ -> carry/, the program that traces its launches
 #   bench/gpu.sh carry-smollm2  its file -> carry-smollm2/{0,1,2}, each as much as one call brings
 #   bench/gpu.sh carry-peer     llama.cpp's source (after bench/peers/llama_cpp.sh) -> carry-peer/
 # and on the GPU machine, in the root of the tree:
 #   bench/gpu.sh STAGE...   first verify sweep stress sanitize ops oracles models fused ahead profile
-#                           model-27b model-35b; peer-build, then peer-27b peer-35b
+#                           trace model-27b model-35b; peer-build, then peer-27b peer-35b
 # Output goes to the screen and, where $OUT is set, to $OUT/STAGE.txt.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -14,6 +15,14 @@ cd "$(dirname "$0")/.."
 . scripts/lib.sh
 
 stage_carry() { carry_programs nibble fused_cuda tests/test_gpu tests/test_ops; }
+stage_carry-trace() {
+  cmake -S . -B build-trace -G Ninja -DCMAKE_BUILD_TYPE=Release -DNIBBLE_TESTS=OFF \
+    -DNIBBLE_CUDA=ON -DNIBBLE_CUDA_TRACE=ON -DCMAKE_CUDA_ARCHITECTURES=90a-real
+  ninja -C build-trace nibble
+  ln -f build-trace/nibble build-trace/nibble-trace
+  mkdir -p "$carry"/{bin,lib}
+  carry_files build-trace/nibble-trace
+}
 
 stage_carry-smollm2() {
   local i parts=carry-smollm2
@@ -118,6 +127,18 @@ stage_profile() {
         --repeat 1 $test >/dev/null 2>&1 || echo "exit $?"
       python3 bench/kernel_times.py "$csv"
     done
+  done
+}
+# Where a token's time goes: every launch of the replayed graphs, in order.
+stage_trace() {
+  local config csv
+  with=(timeout 200)
+  for config in qwen3.6-27b qwen3.6-35b-a3b; do
+    echo "== $config"
+    csv=${OUT:-/tmp}/trace-$config.csv
+    NIBBLE_CUDA_TRACE=$csv run nibble-trace bench model --config "$config" --random-weights \
+      --device cuda --prompt 0 --generate 32 --depth 128 --repeat 1 --threads 0
+    python3 bench/trace_table.py "$csv"
   done
 }
 model() {

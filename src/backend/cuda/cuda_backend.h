@@ -48,7 +48,7 @@ class CudaWeight final : public Weight {
 class CudaBackend final : public Backend {
  public:
   // threads: that pack weights. For tests: blocks, schedule (runtime.h, Queue); small: no more
-  // shared memory than compute capability 8.9 has. measures: which plan is faster.
+  // shared memory than compute capability 8.9 has, no warpgroups. measures: which plan is faster.
   explicit CudaBackend(int threads, int blocks = 0, int schedule = 0, bool small = false,
                        bool measures = false);
   ~CudaBackend() override;
@@ -111,7 +111,7 @@ class CudaBackend final : public Backend {
   // run(fused) launches a plan. guess: where nothing is known, and nothing can be measured now.
   using PlanKey = std::vector<std::int64_t>;
   bool is_fused_faster(const PlanKey& key, bool guess, const std::function<void(bool)>& run);
-  Fixed fixed_rows(const char* name, std::int64_t rows, const Matrix& w);
+  Fixed fixed_rows(const char* name, std::int64_t rows, const Matrix& w, bool straight);
 
   Queue q_;
   ThreadPool pool_;

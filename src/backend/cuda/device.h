@@ -32,6 +32,7 @@ void launch(const Queue& q, const char* name, void (*kernel)(P...), dim3 grid, u
   c.attrs = &overlap, c.numAttrs = q.overlap ? 1 : 0;
   cudaLaunchKernelEx(&c, kernel, args...);
   check_launch(name);
+  trace_launch(name, grid, threads);
 }
 #else
 void submit(const Queue& q, std::function<void()> f);  // runs it, or records it

@@ -8,10 +8,8 @@
 // (cp.async): 8 KB of x for all warps, 512 bytes of codes (1024 of int8) a tile. Codes become mma's
 // bytes in registers, once for 64 rows of x. mma.m16n8k32 takes 8 rows of x: first their high
 // limbs; what they sum to, times 256 and less 8 sums of q, is where the low limbs go on.
-// Blocks of the same tiles are neighbours, so that W is read from memory once and else from L2. Of
-// several pieces each one's sums wait in memory, where their own thread adds them at the end.
-#include "backend/cuda/kernels.h"
-#include "backend/cuda/math.cuh"
+// Blocks of the same tiles are neighbours, so that W is read from memory once and else from L2.
+#include "backend/cuda/gemm.cuh"
 #include "ops/pieces.h"
 
 namespace nibble::NIBBLE_CUDA_NS {
@@ -26,38 +24,8 @@ constexpr int kValues = kTiles * kOctets * 4;  // of a thread
 // Of two blocks on a multiprocessor, each has one more on its way; of one, two.
 constexpr int buffers(bool two_blocks) { return two_blocks ? 2 : 3; }
 
-struct Where {
-  const Product* o;
-  int tile;
-};
-__device__ __forceinline__ Where where(const MultiplyArgs& a, int job) {
-  int out = 0;
-  while (out < a.outputs && job >= a.out[out].w.tiles) job -= a.out[out++].w.tiles;
-  return {out < a.outputs ? &a.out[out] : nullptr, job};
-}
-
-// The sums of one thread: rows g + 8 h of tile r times rows 8 o + 2 t + e of x. Those of segments
-// lie Far, in shared memory, and leave registers to the products, where there is room.
 template <bool Far>
-struct Sums {
-  static constexpr std::size_t kFarBytes = Far ? sizeof(float) * kValues * kThreads : 0;
-  float acc[kValues] = {};
-  float near_[Far ? 1 : kValues];
-  float* far;  // + tid
-  bool empty = true;
-  __device__ __forceinline__ explicit Sums(char* shared)
-      : far(reinterpret_cast<float*>(shared) + threadIdx.x) {}
-  __device__ __forceinline__ float& segment(int i) { return Far ? far[i * kThreads] : near_[i]; }
-  __device__ __forceinline__ float sum(int i) { return empty ? 0.0f : segment(i); }
-  __device__ __forceinline__ void close_segment() {
-#pragma unroll
-    for (int i = 0; i < kValues; ++i) {
-      segment(i) = sum(i) + acc[i];
-      acc[i] = 0;
-    }
-    empty = false;
-  }
-};
+using GemmSums = Sums<kValues, kThreads, Far>;
 __device__ __forceinline__ constexpr int value(int r, int o, int h, int e) {
   return ((r * kOctets + o) * 2 + h) * 2 + e;
 }
@@ -71,45 +39,24 @@ __global__ void __launch_bounds__(kThreads, Far ? 2 : 1)
   const Matrix& first = a.out[0].w;
   const int stages = first.stages;
   const bool swiglu = a.finish == Finish::SwiGlu, bytes = first.type == kInt8;
-  int row0 = static_cast<int>(blockIdx.x) * kRows, rows = a.m - row0, matrix = 0;
-  const int* order = nullptr;
-  if (a.groups != nullptr) {  // of a mixture: the pairs of one expert
-    if (static_cast<int>(blockIdx.x) >= *a.task_count) return;
-    const RowGroup group = a.groups[blockIdx.x];
-    order = a.order + group.begin, rows = group.rows, matrix = group.matrix, row0 = 0;
-  }
-  // Row r of this block, in x and in y; past the end another one's, for nobody.
-  const auto y_row = [&](int r) {
-    const int i = r < rows ? r : rows - 1;
-    return order != nullptr ? order[i] : row0 + i;
-  };
-  const auto x_row = [&](int r) {
-    return static_cast<std::int64_t>(order != nullptr ? y_row(r) / a.pairs : y_row(r));
-  };
+  if (!has_rows(a)) return;
+  const BlockRows rows(a);
   const int job = static_cast<int>(blockIdx.y) * kWarps + warp;
   Where tiles[kTiles];
-  const std::uint8_t *codes[kTiles], *scales[kTiles];  // + 16 lane
 #pragma unroll
-  for (int r = 0; r < kTiles; ++r) {
-    tiles[r] = !swiglu        ? where(a, job * kTiles + r)
-               : job < a.jobs ? Where{&a.out[r], job}
-                              : Where{nullptr, 0};
-    const Matrix& w = tiles[r].o != nullptr ? tiles[r].o->w : first;
-    const std::int64_t tile = static_cast<std::int64_t>(matrix) * w.tiles + tiles[r].tile;
-    const std::int64_t at = tiles[r].o != nullptr ? tile : 0;
-    codes[r] = w.codes + at * stages * w.stage_bytes + lane * 16;
-    scales[r] = w.scales + at * w.groups * w.record_bytes + lane * 16;
-  }
+  for (int r = 0; r < kTiles; ++r)
+    tiles[r] = swiglu ? where_pair(a, job, r) : where(a, job * kTiles + r);
+  const TileBytes of_tiles[kTiles] = {{a, tiles[0], rows.matrix}, {a, tiles[1], rows.matrix}};
 
   constexpr int kBuffers = buffers(Far);
-  char* memory = shared_memory() + Sums<Far>::kFarBytes;
+  char* memory = shared_memory() + GemmSums<Far>::kFarBytes;
   const int buffer_bytes = kInputBytes + kWarps * kTiles * a.slot_bytes;
   const char* words[2];  // 16 bytes of two rows of x
 #pragma unroll
   for (int i = 0; i < 2; ++i)
-    words[i] = static_cast<const char*>(a.fixed.words) + x_row(tid / 8 + 32 * i) * stages * 128 +
+    words[i] = static_cast<const char*>(a.fixed.words) + rows.x(tid / 8 + 32 * i) * stages * 128 +
                tid % 8 * 16;
-  const RowMeta* metas = a.fixed.meta + x_row(tid % kRows) * stages;
+  const RowMeta* metas = a.fixed.meta + rows.x(tid % kRows) * stages;
   const auto bring = [&](int s) {
     char* to = memory + s % kBuffers * buffer_bytes;
     if (s < stages) {
@@ -122,45 +69,40 @@ __global__ void __launch_bounds__(kThreads, Far ? 2 : 1)
 #pragma unroll
       for (int r = 0; r < kTiles; ++r) {
         char* slot = to + kInputBytes + (warp * kTiles + r) * a.slot_bytes + lane * 16;
-        const std::uint8_t* from = codes[r] + static_cast<std::int64_t>(s) * first.stage_bytes;
+        const std::uint8_t* from =
+            of_tiles[r].codes + static_cast<std::int64_t>(s) * first.stage_bytes;
         copy_async16(slot, from);
         if (bytes) copy_async16(slot + 512, from + 512);
         if (lane * 16 < first.record_bytes)
-          copy_async16(slot + first.stage_bytes, scales[r] + group * first.record_bytes);
+          copy_async16(slot + first.stage_bytes, of_tiles[r].scales + group * first.record_bytes);
       }
     }
     copy_async_commit();
   };
   for (int s = 0; s + 1 < kBuffers; ++s) bring(s);
 
-  Sums<Far> sums(shared_memory());
+  GemmSums<Far> sums(shared_memory());
   int segment = 0, piece = 0;  // its end; which
   const bool apart = first.pieces > 1 || a.finish == Finish::Pieces;
-  // Where a thread's sums of a piece wait, or stay (Finish::Pieces).
-  const auto of_piece = [&](int r, int o, int e, int h, int p) {
-    return a.piece_sums +
-           (static_cast<std::int64_t>(y_row(8 * o + 2 * t + e)) * kMaxPieces + p) * a.out[0].ldy +
-           tiles[r].tile * kTile + g + 8 * h;
-  };
   const auto each = [&](auto&& f) {  // of the thread's sums that exist
 #pragma unroll
     for (int o = 0; o < kOctets; ++o)
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
-        if (8 * o + 2 * t + e >= rows) continue;
+        const int row = 8 * o + 2 * t + e;
+        if (row >= rows.rows) continue;
 #pragma unroll
         for (int r = 0; r < kTiles; ++r) {
           if (tiles[r].o == nullptr) continue;
 #pragma unroll
           for (int h = 0; h < 2; ++h)
-            if (tiles[r].tile * kTile + g + 8 * h < tiles[r].o->w.n) f(r, o, e, h);
+            if (const int n = tiles[r].tile * kTile + g + 8 * h; n < tiles[r].o->w.n)
+              f(r, value(r, o, h, e), rows.y(row), n);
         }
       }
   };
   const auto close_piece = [&] {
-    each([&](int r, int o, int e, int h) {
-      *of_piece(r, o, e, h, piece) = sums.sum(value(r, o, h, e));
-    });
+    each([&](int, int i, int y, int n) { *sum_of_piece(a, y, piece, n) = sums.sum(i); });
     sums.empty = true, ++piece;
   };
   for (int s = 0; s < stages; ++s) {
@@ -246,28 +188,15 @@ __global__ void __launch_bounds__(kThreads, Far ? 2 : 1)
     while (piece < first.pieces) close_piece();
   if (a.finish == Finish::Pieces) return;
 
-  const auto whole = [&](int r, int o, int e, int h) {
-    float v;
-    if (apart) {
-      float p[kMaxPieces];
-#pragma unroll
-      for (int i = 0; i < kMaxPieces; ++i)
-        p[i] = i < first.pieces ? *of_piece(r, o, e, h, i) : 0.0f;
-      const float left = (p[0] + p[1]) + (p[2] + p[3]), right = (p[4] + p[5]) + (p[6] + p[7]);
-      v = first.pieces == 8 ? left + right : first.pieces == 4 ? left : p[0] + p[1];
-    } else {
-      v = sums.sum(value(r, o, h, e));
-    }
-    const float* bias = tiles[r].o->bias;
-    return bias != nullptr ? v + bias[tiles[r].tile * kTile + g + 8 * h] : v;
+  const auto whole = [&](int r, int i, int y, int n) {
+    const float v = apart ? add_pieces(a, y, n) : sums.sum(i);
+    return tiles[r].o->bias != nullptr ? v + tiles[r].o->bias[n] : v;
   };
-  each([&](int r, int o, int e, int h) {
+  each([&](int r, int i, int y, int n) {
     if (swiglu && r > 0) return;
-    const Product& p = *tiles[r].o;
-    float v = whole(r, o, e, h);
-    if (swiglu) v = silu(v) * whole(kTiles - 1, o, e, h);
-    p.y[static_cast<std::int64_t>(y_row(8 * o + 2 * t + e)) * p.ldy + tiles[r].tile * kTile + g +
-        8 * h] = v;
+    float v = whole(r, i, y, n);
+    if (swiglu) v = silu(v) * whole(kTiles - 1, i + value(kTiles - 1, 0, 0, 0), y, n);
+    tiles[r].o->y[static_cast<std::int64_t>(y) * tiles[r].o->ldy + n] = v;
   });
 }
 
@@ -291,6 +220,7 @@ std::size_t gemm_scratch(const MultiplyArgs& a) {
 }
 
 void launch_gemm(const Queue& q, MultiplyArgs a, float* scratch) {
+  if (a.fixed.straight) return launch_gemm_wide(q, a, scratch);
   const Matrix& w = a.out[0].w;
   a.piece_sums = a.finish == Finish::Pieces ? a.out[0].y : scratch;
   a.slot_bytes = (w.stage_bytes + w.record_bytes + 15) / 16 * 16;
@@ -298,11 +228,9 @@ void launch_gemm(const Queue& q, MultiplyArgs a, float* scratch) {
   for (int i = 0; i < a.outputs; ++i) warps += a.out[i].w.tiles;
   warps = a.finish == Finish::SwiGlu ? w.tiles : (warps + kTiles - 1) / kTiles;
   a.jobs = warps;
-  const dim3 grid{
-      static_cast<unsigned>(a.groups != nullptr ? a.max_tasks : (a.m + kRows - 1) / kRows),
-      static_cast<unsigned>((warps + kWarps - 1) / kWarps)};
+  const dim3 grid{gemm_row_blocks(a), static_cast<unsigned>((warps + kWarps - 1) / kWarps)};
   const auto shared = [&](bool far) {
-    return (far ? Sums<true>::kFarBytes : 0) +
+    return (far ? GemmSums<true>::kFarBytes : 0) +
            static_cast<std::size_t>(buffers(far) * (kInputBytes + kWarps * kTiles * a.slot_bytes));
   };
   const bool fits = shared(true) <= q.shared_limit;

@@ -115,13 +115,13 @@ __global__ void __launch_bounds__(kRowThreads, Octets == 1 ? 2 : 1)
       await_last();
 #pragma unroll 1
       for (int r = 0; r < a.m; ++r)
-        norm_row<false>(a.source, r, r, a.int8, slice, own_words + r * a.stages * 128,
+        norm_row<false>(a.source, r, r, a.int8, slice, {own_words + r * a.stages * 128},
                         own_meta + r * a.stages, scratch);
     } else {
       await_last();
 #pragma unroll 1
       for (int r = 0; r < a.m; ++r)
-        plain_row<false>(a.source, r, warp, kRowWarps, a.int8, own_words + r * a.stages * 128,
+        plain_row<false>(a.source, r, warp, kRowWarps, a.int8, {own_words + r * a.stages * 128},
                          own_meta + r * a.stages);
     }
     block_sync();

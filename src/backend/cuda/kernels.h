@@ -62,6 +62,7 @@ struct RowMeta {
 struct Fixed {
   void* words = nullptr;    // 128 bytes a row and stage
   RowMeta* meta = nullptr;  // [row][stage]
+  bool straight = false;    // a limb's 64 bytes in the order of their columns: for gemm_wide.cu
 };
 
 // Where rows of x come from.
@@ -138,6 +139,7 @@ void launch_gemv(const Queue& q, const MultiplyArgs& a);
 bool can_gemm(const MultiplyArgs& a);
 std::size_t gemm_scratch(const MultiplyArgs& a);
 void launch_gemm(const Queue& q, MultiplyArgs a, float* scratch);
+void launch_gemm_wide(const Queue& q, MultiplyArgs a, float* scratch);  // of straight rows
 // Rows of a source, prepared once: rounded into `fixed` (words not null), in fp32 into `real` (not
 // null), in the stages of w.
 void launch_prepare(const Queue& q, const Source& s, int m, int int8, const Matrix& w,

@@ -25,10 +25,10 @@ bool worth_fusing(const Source& s, std::int64_t m) {
 
 }  // namespace
 
-Fixed CudaBackend::fixed_rows(const char* name, std::int64_t rows, const Matrix& w) {
+Fixed CudaBackend::fixed_rows(const char* name, std::int64_t rows, const Matrix& w, bool straight) {
   const auto cells = static_cast<std::size_t>(rows * w.stages);
   char* p = scratch<char>(name, cells * (128 + sizeof(RowMeta)));
-  return {p, reinterpret_cast<RowMeta*>(p + cells * 128)};
+  return {p, reinterpret_cast<RowMeta*>(p + cells * 128), straight};
 }
 
 // Outputs that all take integers, or all fp32.
@@ -41,21 +41,21 @@ void CudaBackend::multiply_kind(Source s, std::int64_t m, Activations activation
   a.finish = epilogue == Epilogue::SwiGlu ? Finish::SwiGlu : Finish::Store;
   const Matrix& w = a.out[0].w;
   const bool as_it_is = !fixed && s.kind == Source::Plain;  // fp32, and nothing to make of x
-  const bool gemv = fixed && can_gemv(q_, a);
+  const bool gemv = fixed && can_gemv(q_, a), gemm = fixed && m > kMaxRows && can_gemm(a);
   const auto run = [&](bool fused) {
     MultiplyArgs r = a;
     if (as_it_is) {
       r.real = s.x;
     } else if (!fused) {
       if (fixed)
-        r.fixed = fixed_rows("rounded rows", m, w);
+        r.fixed = fixed_rows("rounded rows", m, w, gemm && q_.warpgroups);
       else
         r.real = scratch<float>("prepared rows", static_cast<std::size_t>(m * w.k));
       launch_prepare(q_, s, r.m, r.int8, w, r.fixed, const_cast<float*>(r.real));
     }
     if (gemv)
       launch_gemv(q_, r);
-    else if (fixed && m > kMaxRows && can_gemm(r))
+    else if (gemm)
       launch_gemm(q_, r, scratch<float>("sums of pieces", gemm_scratch(r)));
     else
       launch_multiply(q_, r, fixed);

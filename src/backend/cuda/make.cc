@@ -17,7 +17,7 @@ std::vector<std::unique_ptr<Backend>> make_schedules(std::initializer_list<int> 
   require_device();
   std::vector<std::unique_ptr<Backend>> v;
   v.push_back(std::make_unique<CudaBackend>(0));
-  for (const int n : blocks) v.push_back(std::make_unique<CudaBackend>(1, n));
+  for (const int n : blocks) v.push_back(std::make_unique<CudaBackend>(1, n, 0, n == 7));
   return v;
 }
 

@@ -67,12 +67,13 @@ void CudaBackend::experts(const ExpertsArgs& a) {
     order = scratch<int>("order of pairs", static_cast<std::size_t>(pairs));
     launch_group_rows(q_, a.ids, m, k, count, groups, order, number + 1);
   };
-  Fixed tokens;  // rounded: blocks depend on K alone
-  const auto prepare = [&](const MultiplyArgs& r, const char* name) {
-    if (r.source.x == a.x && tokens.words != nullptr) return tokens;
-    const Fixed f = fixed_rows(name, r.m, r.out[0].w);
+  Fixed tokens[2];  // rounded, in both orders: blocks depend on K alone
+  const auto prepare = [&](const MultiplyArgs& r, const char* name, bool straight) {
+    Fixed& known = tokens[straight];
+    if (r.source.x == a.x && known.words != nullptr) return known;
+    const Fixed f = fixed_rows(name, r.m, r.out[0].w, straight);
     launch_prepare(q_, r.source, r.m, r.int8, r.out[0].w, f, nullptr);
-    return r.source.x == a.x ? tokens = f : f;
+    return r.source.x == a.x ? known = f : f;
   };
 
   // routed: rows of y are pairs; name: of the rounded rows.
@@ -84,7 +85,7 @@ void CudaBackend::experts(const ExpertsArgs& a) {
         r.groups = groups, r.order = order, r.pairs = wide ? k : 1;
         r.task_count = number + 1, r.max_tasks = most_groups;
       }
-      r.fixed = prepare(r, name);
+      r.fixed = prepare(r, wide ? "rows for gemm" : name, q_.warpgroups);
       return launch_gemm(q_, r, nullptr);
     }
     if (routed && fixed && m == 1)
@@ -97,7 +98,8 @@ void CudaBackend::experts(const ExpertsArgs& a) {
       return launch_multiply(q_, r, false);
     }
     const bool gemv = can_gemv(q_, r);
-    if (!gemv || r.m * r.source.k > kFewValues || !can_fuse_gemv(q_, r)) r.fixed = prepare(r, name);
+    if (!gemv || r.m * r.source.k > kFewValues || !can_fuse_gemv(q_, r))
+      r.fixed = prepare(r, name, false);
     if (gemv)
       launch_gemv(q_, r);
     else

@@ -29,7 +29,7 @@ __global__ void __launch_bounds__(kRowThreads)
     prepare_in_registers(Source s, int int8, int stages, Fixed fixed) {
   start_next();
   const std::int64_t row = blockIdx.x;
-  char* words = static_cast<char*>(fixed.words) + row * stages * 128;
+  const Words words{static_cast<char*>(fixed.words) + row * stages * 128, fixed.straight};
   RowMeta* meta = fixed.meta + row * stages;
   if (s.kind == Source::Norm) {
     await_last();

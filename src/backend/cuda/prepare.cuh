@@ -80,12 +80,18 @@ __device__ __forceinline__ void load_rows(const Source& s, int first, int count,
   }
 }
 
+// A row's words, and in which order (Fixed).
+struct Words {
+  char* at;
+  bool straight = false;
+};
+
 // `count` stages of a row by one warp: stage first + step i has this lane's columns `lane` (x) and
 // `lane + 32` (y) of 64 in v[i] -> 128 bytes and their meta. A lane divides for a stage.
 // Sums: of each chunk too, which only other kernels than gemv.cu ask for.
 template <int N, bool Sums>
 __device__ __forceinline__ void round_stages(const float2 (&v)[N], int count, int first, int step,
-                                             int int8, char* words, RowMeta* meta) {
+                                             int int8, Words to, RowMeta* meta) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const float top = int8 ? 127.0f : 32512.0f;
   float largest = 0;
@@ -99,15 +105,18 @@ __device__ __forceinline__ void round_stages(const float2 (&v)[N], int count, in
   }
   const bool tiny = largest < 1e-30f;  // 1 / largest would overflow
   const float scales = tiny ? 0.0f : largest / top, inverse = tiny ? 0.0f : top / largest;
-  words += first * 128 + lane % 16 / 4 * 16 + lane / 16 * 4 + lane % 4, meta += first;
+  const int second = to.straight ? 32 : 8;
+  char* const words =
+      to.at + first * 128 + (to.straight ? lane : lane % 16 / 4 * 16 + lane / 16 * 4 + lane % 4);
+  meta += first;
 #pragma unroll
   for (int i = 0; i < N; ++i) {
     if (i >= count) break;
     const float scale = shuffle(scales, i), inv = shuffle(inverse, i);
     const int q0 = round_int(cut(v[i].x * inv, top)), q1 = round_int(cut(v[i].y * inv, top));
     char* at = words + i * step * 128;  // q = 256 high + low, both signed bytes; int8: high is 0
-    at[0] = static_cast<char>((q0 + 128) >> 8), at[8] = static_cast<char>((q1 + 128) >> 8);
-    at[64] = static_cast<char>(q0), at[72] = static_cast<char>(q1);
+    at[0] = static_cast<char>((q0 + 128) >> 8), at[second] = static_cast<char>((q1 + 128) >> 8);
+    at[64] = static_cast<char>(q0), at[64 + second] = static_cast<char>(q1);
     if constexpr (Sums) {
       const int sum0 = warp_add(q0), sum1 = warp_add(q1);
       if (lane == 0) meta[i * step] = {scale, -8 * (sum0 + sum1), {sum0, sum1}};
@@ -131,7 +140,8 @@ __device__ __forceinline__ void round_rows(const float* x, int count, int k, int
     const float* row = x + static_cast<std::int64_t>(r) * k;
     const std::int64_t cell = static_cast<std::int64_t>(at + r) * stages + s;
     const float2 v[] = {{c < end ? row[c] : 0.0f, c + 32 < end ? row[c + 32] : 0.0f}};
-    round_stages<1, true>(v, 1, 0, 0, int8, static_cast<char*>(out.words) + cell * 128,
+    round_stages<1, true>(v, 1, 0, 0, int8,
+                          {static_cast<char*>(out.words) + cell * 128, out.straight},
                           out.meta + cell);
   }
 }

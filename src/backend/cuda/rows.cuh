@@ -15,7 +15,7 @@ inline constexpr int kHeldStages = 5;  // of a row under a norm, a warp
 // this block's slice. scratch: 32 floats of shared memory; even and odd calls use it by turns.
 template <bool Sums>
 __device__ __forceinline__ void norm_row(const Source& s, std::int64_t row, int turn, int int8,
-                                         Slice slice, char* words, RowMeta* meta, float* scratch) {
+                                         Slice slice, Words words, RowMeta* meta, float* scratch) {
   const int tid = static_cast<int>(threadIdx.x), lane = tid % 32, warp = tid / 32;
   const int stages = s.k / kStage, count = (stages - warp + kRowWarps - 1) / kRowWarps;
   constexpr int kStep = kRowWarps * kStage;
@@ -71,7 +71,7 @@ __device__ __forceinline__ void norm_row(const Source& s, std::int64_t row, int 
 // One head of a row under its norm and gate: `each` stages of up to N, by a warp.
 template <int N, bool Sums>
 __device__ __forceinline__ void gated_head(const Source& s, std::int64_t row, int head, int each,
-                                           int int8, char* words, RowMeta* meta) {
+                                           int int8, Words words, RowMeta* meta) {
   const int lane = static_cast<int>(threadIdx.x) % 32, from = head * s.dim + lane;
   const float *x = s.x + row * s.k + from, *z = s.other + row * s.k + from;
   float2 v[N] = {}, g[N] = {};
@@ -100,7 +100,7 @@ __device__ __forceinline__ void gated_head(const Source& s, std::int64_t row, in
 // or of a head, each by one warp alone: unit `first`, first + step, ...
 template <bool Sums>
 __device__ __forceinline__ void plain_row(const Source& s, std::int64_t row, int first, int step,
-                                          int int8, char* words, RowMeta* meta) {
+                                          int int8, Words words, RowMeta* meta) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const float* x = s.x + row * s.k;
   if (s.kind == Source::GatedNorm) {

@@ -50,17 +50,21 @@ Queue open_queue() {
   cudaDeviceProp p;
   check(cudaGetDeviceProperties(&p, 0), "device");
   cudaStream_t s = nullptr;
+  trace_open();
   check(cudaStreamCreateWithFlags(&s, cudaStreamNonBlocking), "stream");
   Queue q;
   q.stream = s, q.multiprocessors = p.multiProcessorCount;
   const char* overlap = std::getenv("NIBBLE_CUDA_OVERLAP");  // 0: to measure what it gives
   q.overlap = p.major >= 9 && (overlap == nullptr || std::strcmp(overlap, "0") != 0);
   const char* ahead = std::getenv("NIBBLE_CUDA_AHEAD");  // KiB, likewise
-  q.ahead = !q.overlap ? 0 : ahead != nullptr ? std::atoi(ahead) << 10 : 128 << 10;
+  q.ahead = !q.overlap ? 0 : ahead != nullptr ? std::atoi(ahead) << 10 : 64 << 10;
+  const char* wide = std::getenv("NIBBLE_CUDA_WIDE");  // 0, likewise
+  q.warpgroups = p.major == 9 && (wide == nullptr || std::strcmp(wide, "0") != 0);
   q.shared_limit = p.sharedMemPerBlockOptin, q.shared_total = p.sharedMemPerMultiprocessor;
   return q;
 }
 void close_queue(Queue& q) {
+  trace_write();
   if (q.stream != nullptr) cudaStreamDestroy(stream(q));
   q.stream = nullptr;
 }
@@ -116,18 +120,23 @@ void wait(const Queue& q) { check(cudaStreamSynchronize(stream(q)), "a kernel");
 
 void begin_recording(const Queue& q) {
   check(cudaStreamBeginCapture(stream(q), cudaStreamCaptureModeThreadLocal), "recording");
+  trace_record();
 }
 Graph* end_recording(const Queue& q) {
   cudaGraph_t graph = nullptr;
   check(cudaStreamEndCapture(stream(q), &graph), "recording");
   auto* g = new Graph;
+  trace_recorded(g);
   const cudaError_t e = cudaGraphInstantiate(&g->exec, graph, 0);
   cudaGraphDestroy(graph);
   if (e != cudaSuccess) delete g;
   check(e, "graph");
   return g;
 }
-void replay(const Queue& q, const Graph& g) { check(cudaGraphLaunch(g.exec, stream(q)), "graph"); }
+void replay(const Queue& q, const Graph& g) {
+  check(cudaGraphLaunch(g.exec, stream(q)), "graph");
+  trace_replay(&g);
+}
 void destroy(Graph* g) {
   if (g == nullptr) return;
   cudaGraphExecDestroy(g->exec);

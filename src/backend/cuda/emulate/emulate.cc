@@ -170,7 +170,7 @@ void start(Block& b, Dim grid, Dim at, unsigned threads, std::size_t shared) {
   b.threads = std::vector<Thread>(threads);
   b.warps = std::vector<Warp>((threads + kLanes - 1) / kLanes);
   b.barrier = {static_cast<int>(threads)};
-  constexpr std::size_t kAlign = 128;
+  constexpr std::size_t kAlign = 1024;
   b.storage.reset(new char[shared + kAlign]);
   void* p = b.storage.get();
   std::size_t space = shared + kAlign;

@@ -28,7 +28,11 @@ void submit(const Queue&, std::function<void()> f) {
 
 std::string why_absent() { return {}; }
 Queue open_queue() {
-  return {.multiprocessors = 3, .shared_limit = 232448, .shared_total = 233472, .ahead = 64 << 10};
+  return {.multiprocessors = 3,
+          .shared_limit = 232448,
+          .shared_total = 233472,
+          .ahead = 64 << 10,
+          .warpgroups = true};
 }
 void close_queue(Queue&) {}
 std::string device_name() { return "emulated"; }

@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "backend/cuda/ptx/trace.cuh"
+
 namespace nibble::NIBBLE_CUDA_NS {
 
 __device__ __forceinline__ char* shared_memory() {
@@ -20,6 +22,7 @@ __device__ __forceinline__ void warp_sync() { __syncwarp(); }
 // complete. That one did the same, so all before it are. What nobody writes (weights) may be read
 // earlier.
 __device__ __forceinline__ void start_next() {
+  trace_start();
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;");
 #endif
@@ -28,6 +31,7 @@ __device__ __forceinline__ void await_last() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
+  trace_awaited();
 }
 template <class T>
 __device__ __forceinline__ T shuffle(T x, int lane) {

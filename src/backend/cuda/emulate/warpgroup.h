@@ -1,0 +1,43 @@
+// The emulated half of warpgroup.h: products are made where they are asked for.
+#pragma once
+#include "backend/cuda/emulate/device.h"
+
+#define NIBBLE_HAS_WARPGROUPS 1
+
+namespace nibble::NIBBLE_CUDA_NS {
+
+inline void copy_async8(void* shared, const void* global) {
+  emulate::copy_async(shared, global, 8);
+}
+inline void show_to_warpgroups() {}
+inline void warpgroup_begin() {}
+template <int N>
+inline void warpgroup_end(int (&)[N]) {}
+
+template <bool U, int Octets>
+inline void warpgroup_mma(int (&c)[4 * Octets], std::uint32_t a0, std::uint32_t a1,
+                          std::uint32_t a2, std::uint32_t a3, const char* bytes, bool add) {
+  const std::uint32_t mine[] = {a0, a1, a2, a3};
+  const auto* all = emulate::exchange(mine, 4);
+  const unsigned lane = threadIdx.x & 31, g = lane / 4, t = lane % 4;
+  const std::uintptr_t at = reinterpret_cast<std::uintptr_t>(bytes), first = at % 128;
+  const char* const tile = bytes - at % 1024;
+  int a[2][32];  // rows g and g + 8
+  for (unsigned h = 0; h < 2; ++h)
+    for (unsigned k = 0; k < 32; ++k) {
+      const std::uint32_t byte = all[4 * g + k % 16 / 4][k / 16 * 2 + h] >> (8 * (k % 4)) & 255u;
+      a[h][k] = U ? static_cast<int>(byte) : static_cast<std::int8_t>(byte);
+    }
+  for (unsigned i = 0; i < 4 * Octets; ++i) {
+    const unsigned n = i / 4 * 8 + 2 * t + i % 2;
+    int sum = add ? c[i] : 0;
+    for (unsigned k = 0; k < 32; ++k) {
+      const std::size_t j = first + k;
+      sum += a[i / 2 % 2][k] *
+             static_cast<std::int8_t>(tile[n * 128 + ((j / 16) ^ n % 8) * 16 + j % 16]);
+    }
+    c[i] = sum;
+  }
+}
+
+}  // namespace nibble::NIBBLE_CUDA_NS
