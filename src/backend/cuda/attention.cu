@@ -61,6 +61,7 @@ __global__ void __launch_bounds__(kLanes) rope_cache(const __grid_constant__ Rop
     sum = shuffle(add_sixteen(sum), 0);
     const float inv = 1.0f / sqrtf(sum / static_cast<float>(hd) + a.eps);
     warp_sync();  // all have read y
+#pragma unroll 8
     for (int d = lane; d < hd; d += kLanes) y[d] = y[d] * inv * (weight[d] + a.offset);
     warp_sync();
   }

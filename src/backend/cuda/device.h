@@ -18,8 +18,11 @@ namespace nibble::NIBBLE_CUDA_NS {
 void check_launch(const char* kernel);
 void set_shared(const void* kernel, std::size_t bytes);
 
-// Puts kernel(args...) in the queue: `grid` blocks of `threads`, each with `shared` bytes.
-template <class... P, class... A>
+// Puts kernel(args...) in the queue: `grid` blocks of `threads`, each with `shared` bytes. Streams:
+// of weights, one block a multiprocessor. What follows such a launch comes early only if it is one
+// too: blocks of others would be in the way of the next stream's, two of which then share a
+// multiprocessor while another has none.
+template <bool Streams = false, class... P, class... A>
 void launch(const Queue& q, const char* name, void (*kernel)(P...), dim3 grid, unsigned threads,
             std::size_t shared, const A&... args) {
   set_shared(reinterpret_cast<const void*>(kernel), shared);
@@ -29,7 +32,8 @@ void launch(const Queue& q, const char* name, void (*kernel)(P...), dim3 grid, u
   cudaLaunchConfig_t c{};
   c.gridDim = grid, c.blockDim = threads, c.dynamicSmemBytes = shared;
   c.stream = static_cast<cudaStream_t>(q.stream);
-  c.attrs = &overlap, c.numAttrs = q.overlap ? 1 : 0;
+  c.attrs = &overlap, c.numAttrs = q.overlap && (Streams || !q.streams) ? 1 : 0;
+  q.streams = Streams;
   cudaLaunchKernelEx(&c, kernel, args...);
   check_launch(name);
   trace_launch(name, grid, threads);
@@ -37,7 +41,7 @@ void launch(const Queue& q, const char* name, void (*kernel)(P...), dim3 grid, u
 #else
 void submit(const Queue& q, std::function<void()> f);  // runs it, or records it
 
-template <class... P, class... A>
+template <bool Streams = false, class... P, class... A>
 void launch(const Queue& q, const char*, void (*kernel)(P...), dim3 grid, unsigned threads,
             std::size_t shared, const A&... args) {
   submit(q, [=, schedule = q.schedule] {

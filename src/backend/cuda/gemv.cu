@@ -340,8 +340,8 @@ void launch_gemv(const Queue& q, const MultiplyArgs& from) {
       a.width > 4 ? is_short ? kernel_of<2, kShortSlot>(own) : kernel_of<2, kLongSlot>(own)
       : is_short ? kernel_of<1, kShortSlot>(own)
                   : kernel_of<1, kLongSlot>(own);
-  launch(q, "gemv", kernel, dim3{static_cast<unsigned>(jobs < most ? jobs : most)}, kRowThreads,
-         shared, a);
+  launch<true>(q, "gemv", kernel, dim3{static_cast<unsigned>(jobs < most ? jobs : most)},
+               kRowThreads, shared, a);
 }
 
 }  // namespace nibble::NIBBLE_CUDA_NS
