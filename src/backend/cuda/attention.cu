@@ -45,14 +45,30 @@ __global__ void __launch_bounds__(kLanes) rope_cache(const __grid_constant__ Rop
       static_cast<std::int64_t>(row) * (query ? a.heads : a.cache.kv_heads) + head;
   const float* x = query ? a.q + at * a.q_pitch : a.k + at * hd;
   const float* norm = query ? a.q_norm : a.k_norm;
-  const auto fetch = [&](const float* from, float* to, int n) {  // no load waits for another
-#pragma unroll 8
-    for (int d = lane; d < n; d += kLanes) to[d] = from[d];
-  };
-  fetch(x, y, hd);
-  if (norm != nullptr) fetch(norm, weight, hd);
-  if (!query) fetch(a.v + at * hd, v, hd);
-  fetch(a.cos_sin + static_cast<std::int64_t>(row) * a.rotary, turn, a.rotary);
+  const float* cos_sin = a.cos_sin + static_cast<std::int64_t>(row) * a.rotary;
+  constexpr int kRun = 8;
+#pragma unroll 1
+  for (int from = lane; from < hd; from += kRun * kLanes) {  // no load waits for another
+    float of_x[kRun] = {}, of_norm[kRun] = {}, of_v[kRun] = {}, of_turn[kRun] = {};
+#pragma unroll
+    for (int i = 0; i < kRun; ++i) {
+      const int d = from + i * kLanes;
+      if (d >= hd) break;
+      of_x[i] = x[d];
+      if (norm != nullptr) of_norm[i] = norm[d];
+      if (!query) of_v[i] = a.v[at * hd + d];
+      if (d < a.rotary) of_turn[i] = cos_sin[d];
+    }
+#pragma unroll
+    for (int i = 0; i < kRun; ++i) hold(of_x[i]), hold(of_norm[i]), hold(of_v[i]), hold(of_turn[i]);
+#pragma unroll
+    for (int i = 0; i < kRun; ++i) {
+      const int d = from + i * kLanes;
+      if (d >= hd) break;
+      y[d] = of_x[i], weight[d] = of_norm[i], v[d] = of_v[i];
+      if (d < a.rotary) turn[d] = of_turn[i];
+    }
+  }
   warp_sync();
   if (norm != nullptr) {
     float sum = 0;
@@ -116,8 +132,17 @@ __global__ void __launch_bounds__(kThreads, 2) attend(const __grid_constant__ At
   const std::int64_t first = vector_index(c, {place.slot, begin}, kv);  // of scales and values
   const std::int64_t head_at = (first - begin) * hd;
   const float none = bits_float(static_cast<int>(0xff800000u));
+  const int lane = tid % kLanes, warp = tid / kLanes;
+  float of_value[2] = {1.0f, 1.0f};
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    if (c.fixed && warp < blocks)
+      of_value[i] = c.value_scales[first + warp * kBlock + lane + kLanes * i];
+    hold(of_value[i]);  // it comes while the scores do
+  }
   for (int i = tid; i < blocks * kBlock; i += kThreads) {
-    float s = 0;
+    float s = 0, of_key = c.fixed && i < count ? c.key_scales[first + i] : 1.0f;
+    hold(of_key);  // likewise
     each_eight<16>(c, head_at + key_index(c, begin + i, 0), [&](int d, const float(&k)[8]) {
       const float4* of = reinterpret_cast<const float4*>(q + d);
       const float4 low = of[0], high = of[1];
@@ -125,13 +150,12 @@ __global__ void __launch_bounds__(kThreads, 2) attend(const __grid_constant__ At
 #pragma unroll
       for (int j = 0; j < 8; ++j) s = fmaf(x[j], k[j], s);
     });
-    const float scale = c.fixed ? a.scale * c.key_scales[first + i] : a.scale;
+    const float scale = a.scale * of_key;
     score[i] = i < count ? s * scale + 0.0f : none;
   }
   block_sync();
 
   // soften() of a warp a block: what precedes a block is the maxima before it.
-  const int lane = tid % kLanes, warp = tid / kLanes;
   if (warp < blocks) {
     const float* s = score + warp * kBlock;
     float m = max_or(s[lane], s[lane + 32]);
@@ -148,7 +172,7 @@ __global__ void __launch_bounds__(kThreads, 2) attend(const __grid_constant__ At
       const int p = warp * kBlock + lane + 32 * i;
       const float e = exp_cut(score[p] - next);
       exps[p] = e;
-      score[p] = c.fixed ? e * c.value_scales[first + p] : e;
+      score[p] = e * of_value[i];
     }
     if (lane == 0) shrink[warp] = now == none ? 0.0f : exp_cut(now - next);
     if (lane == 0 && warp + 1 == blocks) *top = next;

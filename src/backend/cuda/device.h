@@ -14,26 +14,32 @@
 
 namespace nibble::NIBBLE_CUDA_NS {
 
+// Where launches overlap, when one's blocks may come. Stream: of weights, a block a multiprocessor;
+// while the last launch runs, whatever that is. They must find room for one everywhere: where other
+// blocks leave none, two come to lie on one multiprocessor and another has nothing to do. So Early
+// ones come before the last launch's end only if that is no stream, and Late ones, which make what
+// a stream reads, never.
+enum class Begin { Early, Late, Stream };
+
 #ifdef __CUDACC__
 void check_launch(const char* kernel);
 void set_shared(const void* kernel, std::size_t bytes);
 
-// Puts kernel(args...) in the queue: `grid` blocks of `threads`, each with `shared` bytes. Streams:
-// of weights, one block a multiprocessor. What follows such a launch comes early only if it is one
-// too: blocks of others would be in the way of the next stream's, two of which then share a
-// multiprocessor while another has none.
-template <bool Streams = false, class... P, class... A>
+// Puts kernel(args...) in the queue: `grid` blocks of `threads`, each with `shared` bytes.
+template <Begin When = Begin::Early, class... P, class... A>
 void launch(const Queue& q, const char* name, void (*kernel)(P...), dim3 grid, unsigned threads,
             std::size_t shared, const A&... args) {
   set_shared(reinterpret_cast<const void*>(kernel), shared);
+  const bool stream = When == Begin::Stream,
+             early = q.overlap && When != Begin::Late && (stream || q.stream_bytes == 0);
+  q.stream_bytes = stream ? shared : 0;
   cudaLaunchAttribute overlap;
   overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   overlap.val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t c{};
   c.gridDim = grid, c.blockDim = threads, c.dynamicSmemBytes = shared;
   c.stream = static_cast<cudaStream_t>(q.stream);
-  c.attrs = &overlap, c.numAttrs = q.overlap && (Streams || !q.streams) ? 1 : 0;
-  q.streams = Streams;
+  c.attrs = &overlap, c.numAttrs = early ? 1 : 0;
   cudaLaunchKernelEx(&c, kernel, args...);
   check_launch(name);
   trace_launch(name, grid, threads);
@@ -41,7 +47,7 @@ void launch(const Queue& q, const char* name, void (*kernel)(P...), dim3 grid, u
 #else
 void submit(const Queue& q, std::function<void()> f);  // runs it, or records it
 
-template <bool Streams = false, class... P, class... A>
+template <Begin When = Begin::Early, class... P, class... A>
 void launch(const Queue& q, const char*, void (*kernel)(P...), dim3 grid, unsigned threads,
             std::size_t shared, const A&... args) {
   submit(q, [=, schedule = q.schedule] {

@@ -333,6 +333,12 @@ void launch_gemv(const Queue& q, const MultiplyArgs& from) {
   const bool copied = !fused && shared + rows <= q.shared_limit, own = fused || copied;
   if (copied) shared += rows;
   if (own) a.copy_rows = a.m;
+  // Where a block cannot lie beside one of the last launch, two of these must not either: they
+  // would both come to the multiprocessor that is free first.
+  constexpr std::size_t kReserved = 1024;  // by the driver, a block
+  const std::size_t half = q.shared_total / 2 - kReserved;
+  if (q.stream_bytes + shared > 2 * half && shared <= half && q.stream_bytes > 0)
+    shared = half + 16;
   a.ahead = q.ahead / kRowWarps / kCodeBytes;
   const int most = q.blocks > 0 ? q.blocks : q.multiprocessors,
             jobs = a.tasks != nullptr || a.ids != nullptr ? a.jobs * from.max_tasks : a.jobs;
@@ -340,8 +346,8 @@ void launch_gemv(const Queue& q, const MultiplyArgs& from) {
       a.width > 4 ? is_short ? kernel_of<2, kShortSlot>(own) : kernel_of<2, kLongSlot>(own)
       : is_short ? kernel_of<1, kShortSlot>(own)
                   : kernel_of<1, kLongSlot>(own);
-  launch<true>(q, "gemv", kernel, dim3{static_cast<unsigned>(jobs < most ? jobs : most)},
-               kRowThreads, shared, a);
+  launch<Begin::Stream>(q, "gemv", kernel, dim3{static_cast<unsigned>(jobs < most ? jobs : most)},
+                        kRowThreads, shared, a);
 }
 
 }  // namespace nibble::NIBBLE_CUDA_NS

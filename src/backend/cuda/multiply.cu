@@ -308,7 +308,7 @@ void launch_multiply(const Queue& q, MultiplyArgs a, bool fixed) {
       static_cast<unsigned>(a.jobs < most ? a.jobs : most),
       static_cast<unsigned>(a.tasks != nullptr ? a.max_tasks : (a.m + kMaxRows - 1) / kMaxRows)};
   const auto kernel = !fixed ? multiply<0> : rows > 4 || a.tasks ? multiply<2> : multiply<1>;
-  launch<true>(q, "multiply", kernel, grid, kThreads, shared, a);
+  launch<Begin::Stream>(q, "multiply", kernel, grid, kThreads, shared, a);
 }
 
 }  // namespace nibble::NIBBLE_CUDA_NS

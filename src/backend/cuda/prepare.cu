@@ -111,14 +111,14 @@ void launch_prepare(const Queue& q, const Source& s, int m, int int8, const Matr
                     const Fixed& fixed, float* real) {
   if (w.regular && real == nullptr && fixed.words != nullptr && rows_in_registers(s)) {
     const int units = s.kind == Source::Norm ? 1 : s.kind == Source::Plain ? w.stages : s.k / s.dim;
-    return launch(q, "prepare", prepare_in_registers,
-                  dim3{blocks(m), blocks((units + kRowWarps - 1) / kRowWarps)}, kRowThreads,
-                  kRowWarps * sizeof(float), s, int8, w.stages, fixed);
+    return launch<Begin::Late>(q, "prepare", prepare_in_registers,
+                               dim3{blocks(m), blocks((units + kRowWarps - 1) / kRowWarps)},
+                               kRowThreads, kRowWarps * sizeof(float), s, int8, w.stages, fixed);
   }
   const int runs = s.kind == Source::GatedNorm ? s.k / s.dim : 1;
-  launch(q, "prepare", prepare, dim3{blocks(m)}, kRowThreads,
-         static_cast<std::size_t>(s.k + runs) * sizeof(float), s, int8, w.plan, w.stages, fixed,
-         real);
+  launch<Begin::Late>(q, "prepare", prepare, dim3{blocks(m)}, kRowThreads,
+                      static_cast<std::size_t>(s.k + runs) * sizeof(float), s, int8, w.plan,
+                      w.stages, fixed, real);
 }
 void launch_swiglu(const Queue& q, const float* gate, const float* up, std::int64_t n, float* y) {
   launch(q, "swiglu", swiglu, dim3{blocks((n + kThreads - 1) / kThreads)}, kThreads, 0, gate, up, n,
