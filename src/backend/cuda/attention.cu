@@ -19,6 +19,7 @@ template <class At>
 __device__ __forceinline__ float store_fixed(const float* x, int n, std::int16_t* out, At&& at) {
   const int lane = static_cast<int>(threadIdx.x);
   int bits = 0;
+#pragma unroll 2
   for (int d = lane; d < n; d += kLanes) {
     const int b = float_bits(x[d]) & 0x7fffffff;
     bits = b > bits ? b : bits;
@@ -26,6 +27,7 @@ __device__ __forceinline__ float store_fixed(const float* x, int n, std::int16_t
   const float largest = bits_float(warp_max(bits));
   const bool tiny = largest < 1e-30f;
   const float inv = tiny ? 0.0f : 32512.0f / largest;
+#pragma unroll 2
   for (int d = lane; d < n; d += kLanes)
     out[at(d)] = static_cast<std::int16_t>(round_int(cut(x[d] * inv, 32512.0f)));
   return tiny ? 0.0f : largest / 32512.0f;
@@ -72,16 +74,17 @@ __global__ void __launch_bounds__(kLanes) rope_cache(const __grid_constant__ Rop
   warp_sync();
   if (norm != nullptr) {
     float sum = 0;
-#pragma unroll 8
+#pragma unroll 4
     for (int d = lane % 16; d < hd; d += 16) sum = fmaf(y[d], y[d], sum);
     sum = shuffle(add_sixteen(sum), 0);
     const float inv = 1.0f / sqrtf(sum / static_cast<float>(hd) + a.eps);
     warp_sync();  // all have read y
-#pragma unroll 8
+#pragma unroll 2
     for (int d = lane; d < hd; d += kLanes) y[d] = y[d] * inv * (weight[d] + a.offset);
     warp_sync();
   }
   const int half = a.rotary / 2;
+#pragma unroll 1
   for (int d = lane; d < half; d += kLanes) {
     const float c = turn[2 * d], s = turn[2 * d + 1], p = y[d], q = y[d + half];
     y[d] = p * c - q * s;
@@ -89,6 +92,7 @@ __global__ void __launch_bounds__(kLanes) rope_cache(const __grid_constant__ Rop
   }
   warp_sync();
   if (query) {
+#pragma unroll 2
     for (int d = lane; d < hd; d += kLanes) a.q_out[at * hd + d] = y[d];
     return;
   }
@@ -99,6 +103,7 @@ __global__ void __launch_bounds__(kLanes) rope_cache(const __grid_constant__ Rop
   if (!a.cache.fixed) {
     float* keys = static_cast<float*>(a.cache.keys) + head_at;
     float* values = static_cast<float*>(a.cache.values) + to * hd;
+#pragma unroll 1
     for (int d = lane; d < hd; d += kLanes) keys[key(d)] = y[d], values[d] = v[d];
     return;
   }
@@ -109,15 +114,25 @@ __global__ void __launch_bounds__(kLanes) rope_cache(const __grid_constant__ Rop
 }
 
 __global__ void __launch_bounds__(kThreads, 2) attend(const __grid_constant__ AttendArgs a) {
-  start_next(), await_last();
+  start_next();
   const int split = static_cast<int>(blockIdx.x), head = static_cast<int>(blockIdx.y),
             row = static_cast<int>(blockIdx.z), tid = static_cast<int>(threadIdx.x);
   const KvLayer& c = a.cache;
   const int hd = c.head_dim, kv = head / (a.heads / c.kv_heads);
-  const Place place = a.rows[row];
+  const Place place = a.rows[row];  // come by a copy, which no launch overlaps
   const int begin = split * kSplit, past = place.position + 1 - begin;  // positions from begin on
   if (past <= 0) return;
   const int count = past < kSplit ? past : kSplit, blocks = (count + kBlock - 1) / kBlock;
+  const std::int64_t first = vector_index(c, {place.slot, begin}, kv);  // of scales and values
+  if (tid == 0) {  // the second cache may have them before they may be read
+    const int size = kBlock * hd * (c.fixed ? 2 : 4), group = a.heads / c.kv_heads;
+    for (int b = head % group; b < blocks; b += group) {  // a block's keys lie as its values do
+      const std::int64_t from = first * (size / kBlock) + std::int64_t{b} * size;
+      prefetch(static_cast<const char*>(c.keys) + from, size);
+      prefetch(static_cast<const char*>(c.values) + from, size);
+    }
+  }
+  await_last();
   float* q = reinterpret_cast<float*>(shared_memory());  // [head_dim]
   float* score = q + hd;                                 // [512], later weights
   float* exps = score + kSplit;                          // [512]
@@ -129,7 +144,6 @@ __global__ void __launch_bounds__(kThreads, 2) attend(const __grid_constant__ At
   for (int d = tid; d < hd; d += kThreads) q[d] = a.q[at * hd + d];
   block_sync();
 
-  const std::int64_t first = vector_index(c, {place.slot, begin}, kv);  // of scales and values
   const std::int64_t head_at = (first - begin) * hd;
   const float none = bits_float(static_cast<int>(0xff800000u));
   const int lane = tid % kLanes, warp = tid / kLanes;

@@ -7,6 +7,7 @@
 // state belongs to one thread, which keeps it in a register (or shared memory) while all rows of
 // the call pass. The decay is applied when a row has been read, its update when the next one is:
 // one walk over S a row. rule_inputs: of many rows, what does not wait for the state.
+// `rows` come by copies, which no launch overlaps: they may be read before await_last().
 // Bytes: the state in and out once a call.
 #include <type_traits>
 
@@ -42,7 +43,6 @@ __global__ void __launch_bounds__(kThreads) conv(const __grid_constant__ ConvArg
   float w[kHeld] = {}, x[kHeld];
 #pragma unroll
   for (int i = 0; i < Taps; ++i) w[i] = weight[static_cast<std::int64_t>(i) * channels];
-  await_last();
   const int slot = a.rows[first].slot;
   const bool fresh = a.rows[first].position == 0;
   int before = 0;  // rows of the same sequence just before, up to `past`
@@ -50,6 +50,7 @@ __global__ void __launch_bounds__(kThreads) conv(const __grid_constant__ ConvArg
   if (before > 0 && before < past) return;
   const bool leads = before == 0 && past > 0;
   const int count = leads ? run_length(a.rows, first, a.m) : 1;
+  await_last();
   if (c >= channels) return;
   float* state = a.state.conv + slot * a.state.conv_slot + c;
   const float* u = a.u + static_cast<std::int64_t>(first) * channels + c;
@@ -152,7 +153,7 @@ __global__ void __launch_bounds__(32 * kInputWarps)
 template <int Dk, bool Ready>
 __global__ void __launch_bounds__(32 * kRuleWarps)
     delta_rule(const __grid_constant__ RuleArgs a, const float* ready_qk, const Row* ready_row) {
-  start_next(), await_last();
+  start_next();
   const DeltaLayer& s = a.state;
   const int first = static_cast<int>(blockIdx.y), count = run_length(a.rows, first, a.m);
   if (count == 0) return;
@@ -182,6 +183,9 @@ __global__ void __launch_bounds__(32 * kRuleWarps)
   float* state = s.rule + a.rows[first].slot * s.rule_slot +
                  (static_cast<std::int64_t>(head) * blocks + block) * dk * kColumns + lane % 16;
   const bool fresh = a.rows[first].position == 0;
+  if (active && !fresh && lane == 0)  // the second cache may have it before it may be read
+    prefetch(state, dk * kColumns * static_cast<int>(sizeof(float)));
+  await_last();
   const auto each = [&](auto&& f) {
     if constexpr (Dk > 0) {
 #pragma unroll

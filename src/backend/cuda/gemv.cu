@@ -119,10 +119,7 @@ __global__ void __launch_bounds__(kRowThreads, Octets == 1 ? 2 : 1)
                         own_meta + r * a.stages, scratch);
     } else {
       await_last();
-#pragma unroll 1
-      for (int r = 0; r < a.m; ++r)
-        plain_row<false>(a.source, r, warp, kRowWarps, a.int8, {own_words + r * a.stages * 128},
-                         own_meta + r * a.stages);
+      plain_rows<false>(a.source, a.m, warp, kRowWarps, a.int8, {own_words}, own_meta);
     }
     block_sync();
   } else {

@@ -170,14 +170,25 @@ __global__ void __launch_bounds__(kMixThreads) mix(const __grid_constant__ MixAr
   float sum = 0;
   bool good = true;
   if (c < a.n) {
-    const float shared = a.shared_parts[token * pitch + at];
-#pragma unroll 8  // no load waits for another
-    for (int s = 0; s < a.k; ++s) {
-      const int id = a.ids[pair + s];
-      good = good && id >= 0 && id < a.experts;
-      sum = fmaf(a.weights[pair + s], a.parts[(pair + s) * pitch + at], sum);
+    constexpr int kRun = 8;
+    float shared = a.shared_parts[token * pitch + at], gate = a.shared[token];
+#pragma unroll 1
+    for (int from = 0; from < a.k; from += kRun) {
+      float part[kRun], weight[kRun];
+      int id[kRun];
+#pragma unroll
+      for (int i = 0; i < kRun; ++i) {  // no load waits for another
+        const std::int64_t s = pair + (from + i < a.k ? from + i : from);
+        part[i] = a.parts[s * pitch + at], weight[i] = a.weights[s];
+        id[i] = a.ids[s];
+      }
+#pragma unroll
+      for (int i = 0; i < kRun; ++i) {
+        good = good && id[i] >= 0 && id[i] < a.experts;
+        sum = from + i < a.k ? fmaf(weight[i], part[i], sum) : sum;
+      }
     }
-    sum = fmaf(sigmoid(a.shared[token]), shared, sum);
+    sum = fmaf(sigmoid(gate), shared, sum);
   }
   sums[tid] = sum;
   block_sync();

@@ -23,23 +23,20 @@ __global__ void __launch_bounds__(kRowThreads)
       real[static_cast<std::int64_t>(row) * s.k + c] = h[c];
 }
 
-// The same, rounded, for plans whose stages follow each other. Grid: x over rows; y over runs of
-// units of a row, unless under a norm.
+// The same, rounded, for plans whose stages follow each other. Under a norm a block a row, else one
+// for some units of all.
 __global__ void __launch_bounds__(kRowThreads)
-    prepare_in_registers(Source s, int int8, int stages, Fixed fixed) {
-  start_next();
-  const std::int64_t row = blockIdx.x;
-  const Words words{static_cast<char*>(fixed.words) + row * stages * 128, fixed.straight};
-  RowMeta* meta = fixed.meta + row * stages;
+    prepare_in_registers(Source s, int m, int int8, int stages, Fixed fixed) {
+  start_next(), await_last();
+  char* const words = static_cast<char*>(fixed.words);
   if (s.kind == Source::Norm) {
-    await_last();
-    norm_row<true>(s, row, 0, int8, {0, s.k}, words, meta,
-                   reinterpret_cast<float*>(shared_memory()));
+    const std::int64_t row = blockIdx.x;
+    norm_row<true>(s, row, 0, int8, {0, s.k}, {words + row * stages * 128, fixed.straight},
+                   fixed.meta + row * stages, reinterpret_cast<float*>(shared_memory()));
   } else {
-    await_last();
-    plain_row<true>(s, row,
-                    static_cast<int>(blockIdx.y) * kRowWarps + static_cast<int>(threadIdx.x) / 32,
-                    static_cast<int>(gridDim.y) * kRowWarps, int8, words, meta);
+    plain_rows<true>(s, m, static_cast<int>(blockIdx.x * kRowWarps + threadIdx.x / 32),
+                     static_cast<int>(gridDim.x) * kRowWarps, int8, {words, fixed.straight},
+                     fixed.meta);
   }
 }
 
@@ -110,10 +107,11 @@ unsigned blocks(std::int64_t n) { return static_cast<unsigned>(n); }
 void launch_prepare(const Queue& q, const Source& s, int m, int int8, const Matrix& w,
                     const Fixed& fixed, float* real) {
   if (w.regular && real == nullptr && fixed.words != nullptr && rows_in_registers(s)) {
-    const int units = s.kind == Source::Norm ? 1 : s.kind == Source::Plain ? w.stages : s.k / s.dim;
+    const int units = m * (s.kind == Source::Plain ? w.stages : s.k / (s.dim > 0 ? s.dim : s.k)),
+              each = s.kind == Source::Norm ? 1 : kRowWarps;
     return launch<Begin::Late>(q, "prepare", prepare_in_registers,
-                               dim3{blocks(m), blocks((units + kRowWarps - 1) / kRowWarps)},
-                               kRowThreads, kRowWarps * sizeof(float), s, int8, w.stages, fixed);
+                               dim3{blocks((units + each - 1) / each)}, kRowThreads,
+                               kRowWarps * sizeof(float), s, m, int8, w.stages, fixed);
   }
   const int runs = s.kind == Source::GatedNorm ? s.k / s.dim : 1;
   launch<Begin::Late>(q, "prepare", prepare, dim3{blocks(m)}, kRowThreads,

@@ -9,7 +9,8 @@
 namespace nibble::NIBBLE_CUDA_NS {
 
 inline constexpr int kRowWarps = 16, kRowThreads = 32 * kRowWarps;
-inline constexpr int kHeldStages = 5;  // of a row under a norm, a warp
+inline constexpr int kHeldStages = 5;  // at once, a warp
+inline constexpr int kHeadStages = 4;  // of a head under its norm, at most
 
 // Row `row` of the source -> words [stages] 128 bytes, meta [stages]; residual_out and normed in
 // this block's slice. scratch: 32 floats of shared memory; even and odd calls use it by turns.
@@ -68,61 +69,72 @@ __device__ __forceinline__ void norm_row(const Source& s, std::int64_t row, int 
   round_stages<kHeldStages, Sums>(v, count, warp, kRowWarps, int8, words, meta);
 }
 
-// One head of a row under its norm and gate: `each` stages of up to N, by a warp.
+// Heads of up to N stages under their norm and gate: head, head + step, ... below `heads`, by a
+// warp. The next one's values come while one is made.
 template <int N, bool Sums>
-__device__ __forceinline__ void gated_head(const Source& s, std::int64_t row, int head, int each,
-                                           int int8, Words words, RowMeta* meta) {
-  const int lane = static_cast<int>(threadIdx.x) % 32, from = head * s.dim + lane;
-  const float *x = s.x + row * s.k + from, *z = s.other + row * s.k + from;
-  float2 v[N] = {}, g[N] = {};
-  float block[4] = {};
+__device__ __forceinline__ void gated_heads(const Source& s, int head, int heads, int step,
+                                            int int8, Words words, RowMeta* meta) {
+  const int lane = static_cast<int>(threadIdx.x) % 32, each = N == 2 ? 2 : s.dim / kStage;
+  float2 v[N], g[N];
+  const auto load = [&](int of) {
+    const std::int64_t from = static_cast<std::int64_t>(of) * s.dim + lane;
+    const float *x = s.x + from, *z = s.other + from;
 #pragma unroll
-  for (int i = 0; i < N; ++i) {
-    if (i >= each) break;
-    const int c = i * kStage;
-    v[i] = {x[c], x[c + 32]}, g[i] = {z[c], z[c + 32]};
+    for (int i = 0; i < N; ++i) {
+      const int c = i < each ? i * kStage : 0;
+      v[i] = {x[c], x[c + 32]}, g[i] = {z[c], z[c + 32]};
+    }
+  };
+  if (head < heads) load(head);
+#pragma unroll 1
+  for (; head < heads; head += step) {
+    float2 u[N], h[N];
+    float block[4] = {};
+#pragma unroll
+    for (int i = 0; i < N; ++i) u[i] = v[i], h[i] = g[i];
+    if (head + step < heads) load(head + step);
+#pragma unroll
+    for (int i = 0; i < N; ++i)
+      if (i < each) block[i] = add_lanes(u[i].x * u[i].x + u[i].y * u[i].y);
+    const float sum = (block[0] + block[2]) + (block[1] + block[3]);
+    const float inv = 1.0f / sqrtf(sum / static_cast<float>(s.dim) + s.eps);
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      if (i >= each) break;
+      const int at = i * kStage + lane;
+      u[i].x = u[i].x * inv * s.weight[at] * silu(h[i].x);
+      u[i].y = u[i].y * inv * s.weight[at + 32] * silu(h[i].y);
+    }
+    round_stages<N, Sums>(u, each, head * each, 1, int8, words, meta);
   }
-#pragma unroll
-  for (int i = 0; i < N; ++i) block[i] = add_lanes(v[i].x * v[i].x + v[i].y * v[i].y);
-  const float sum = (block[0] + block[2]) + (block[1] + block[3]);
-  const float inv = 1.0f / sqrtf(sum / static_cast<float>(s.dim) + s.eps);
-#pragma unroll
-  for (int i = 0; i < N; ++i) {
-    if (i >= each) break;
-    const int at = i * kStage + lane;
-    v[i].x = v[i].x * inv * s.weight[at] * silu(g[i].x);
-    v[i].y = v[i].y * inv * s.weight[at + 32] * silu(g[i].y);
-  }
-  round_stages<N, Sums>(v, each, head * each, 1, int8, words, meta);
 }
 
-// Without a norm, or under a head's (GatedNorm, dim a multiple of 64 up to 256): units of a stage,
-// or of a head, each by one warp alone: unit `first`, first + step, ...
+// m rows, one after the other, without a norm or under a head's (GatedNorm, dim a multiple of 64
+// up to 256): units of a stage, or of a head, each by one warp alone: warp `warp` of `warps`.
 template <bool Sums>
-__device__ __forceinline__ void plain_row(const Source& s, std::int64_t row, int first, int step,
-                                          int int8, Words words, RowMeta* meta) {
+__device__ __forceinline__ void plain_rows(const Source& s, int m, int warp, int warps, int int8,
+                                           Words words, RowMeta* meta) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  const float* x = s.x + row * s.k;
   if (s.kind == Source::GatedNorm) {
-#pragma unroll 1
-    for (int head = first; head * s.dim < s.k; head += step) {
-      if (Sums && s.dim == 2 * kStage)  // of the prepass: no load waits for another
-        gated_head<2, Sums>(s, row, head, 2, int8, words, meta);
-      else
-        gated_head<4, Sums>(s, row, head, s.dim / kStage, int8, words, meta);
-    }
+    const int heads = m * (s.k / s.dim);
+    if (s.dim == 2 * kStage)
+      gated_heads<2, Sums>(s, warp, heads, warps, int8, words, meta);
+    else
+      gated_heads<kHeadStages, Sums>(s, warp, heads, warps, int8, words, meta);
     return;
   }
-  const int stages = s.k / kStage;
+  const int stages = m * (s.k / kStage);
 #pragma unroll 1
-  for (int at = first; at < stages; at += 2 * step) {
-    float2 v[2];
+  for (int at = warp; at < stages; at += kHeldStages * warps) {
+    const int left = (stages - at + warps - 1) / warps;
+    float2 v[kHeldStages];  // all loads before the first use
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int c = (at + step * i) * kStage + lane;
-      if (at + step * i < stages) v[i] = {x[c], x[c + 32]};
+    for (int i = 0; i < kHeldStages; ++i) {
+      const std::int64_t c = std::int64_t{i < left ? at + warps * i : at} * kStage + lane;
+      v[i] = {s.x[c], s.x[c + 32]};
     }
-    round_stages<2, Sums>(v, at + step < stages ? 2 : 1, at, step, int8, words, meta);
+    round_stages<kHeldStages, Sums>(v, left < kHeldStages ? left : kHeldStages, at, warps, int8,
+                                    words, meta);
   }
 }
 
@@ -131,7 +143,7 @@ inline bool rows_in_registers(const Source& s) {
   if (s.k % kStage != 0) return false;
   if (s.kind == Source::Norm) return s.k <= kHeldStages * kRowWarps * kStage;
   return s.kind == Source::Plain ||
-         (s.dim % kStage == 0 && s.dim <= 4 * kStage && s.k % s.dim == 0);
+         (s.dim % kStage == 0 && s.dim <= kHeadStages * kStage && s.k % s.dim == 0);
 }
 
 }  // namespace nibble::NIBBLE_CUDA_NS
