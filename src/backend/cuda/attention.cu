@@ -119,7 +119,8 @@ __global__ void __launch_bounds__(kThreads, 2) attend(const __grid_constant__ At
             row = static_cast<int>(blockIdx.z), tid = static_cast<int>(threadIdx.x);
   const KvLayer& c = a.cache;
   const int hd = c.head_dim, kv = head / (a.heads / c.kv_heads);
-  const Place place = a.rows[row];  // come by a copy, which no launch overlaps
+  // They come by a copy, which no launch overlaps.
+  const Place place{load_fresh(&a.rows[row].slot), load_fresh(&a.rows[row].position)};
   const int begin = split * kSplit, past = place.position + 1 - begin;  // positions from begin on
   if (past <= 0) return;
   const int count = past < kSplit ? past : kSplit, blocks = (count + kBlock - 1) / kBlock;

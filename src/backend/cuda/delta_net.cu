@@ -22,10 +22,10 @@ constexpr int kAhead = 3;  // of a row's values, in fours
 
 // Rows [first, first + result) of one sequence; 0 where `first` is not its first. By whole warps.
 __device__ __forceinline__ int run_length(const Place* rows, int first, int m) {
-  const int slot = rows[first].slot, lane = static_cast<int>(threadIdx.x) % 32;
-  if (first > 0 && rows[first - 1].slot == slot) return 0;
+  const int slot = load_fresh(&rows[first].slot), lane = static_cast<int>(threadIdx.x) % 32;
+  if (first > 0 && load_fresh(&rows[first - 1].slot) == slot) return 0;
   for (int at = first + 1;; at += 32) {
-    const int next = first_lane(at + lane >= m || rows[at + lane].slot != slot);
+    const int next = first_lane(at + lane >= m || load_fresh(&rows[at + lane].slot) != slot);
     if (next < 32) return at + next - first;
   }
 }
@@ -43,10 +43,11 @@ __global__ void __launch_bounds__(kThreads) conv(const __grid_constant__ ConvArg
   float w[kHeld] = {}, x[kHeld];
 #pragma unroll
   for (int i = 0; i < Taps; ++i) w[i] = weight[static_cast<std::int64_t>(i) * channels];
-  const int slot = a.rows[first].slot;
-  const bool fresh = a.rows[first].position == 0;
+  const int slot = load_fresh(&a.rows[first].slot);
+  const bool fresh = load_fresh(&a.rows[first].position) == 0;
   int before = 0;  // rows of the same sequence just before, up to `past`
-  while (before < past && before < first && a.rows[first - before - 1].slot == slot) ++before;
+  while (before < past && before < first && load_fresh(&a.rows[first - before - 1].slot) == slot)
+    ++before;
   if (before > 0 && before < past) return;
   const bool leads = before == 0 && past > 0;
   const int count = leads ? run_length(a.rows, first, a.m) : 1;
@@ -180,9 +181,9 @@ __global__ void __launch_bounds__(32 * kRuleWarps)
   const auto own = [&](int j) -> float& {
     return Dk > 0 ? held[j] : far[(odd + 2 * j) * kColumns];
   };
-  float* state = s.rule + a.rows[first].slot * s.rule_slot +
+  float* state = s.rule + load_fresh(&a.rows[first].slot) * s.rule_slot +
                  (static_cast<std::int64_t>(head) * blocks + block) * dk * kColumns + lane % 16;
-  const bool fresh = a.rows[first].position == 0;
+  const bool fresh = load_fresh(&a.rows[first].position) == 0;
   if (active && !fresh && lane == 0)  // the second cache may have it before it may be read
     prefetch(state, dk * kColumns * static_cast<int>(sizeof(float)));
   await_last();

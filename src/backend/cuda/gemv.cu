@@ -51,7 +51,8 @@ template <int Octets, int Slot, bool Own>
 __global__ void __launch_bounds__(kRowThreads, Octets == 1 ? 2 : 1)
     gemv(const __grid_constant__ GemvArgs a) {
   const int tid = static_cast<int>(threadIdx.x), lane = tid % 32, warp = tid / 32;
-  start_next();
+  const bool chosen = a.tasks != nullptr || a.ids != nullptr, late = chosen && a.known == 0;
+  start_next(!late);  // else the next launch could not know of ours what it is told to
   char* memory = shared_memory();
   Output* const outputs = reinterpret_cast<Output*>(memory + 2 * kRowWarps * slot_bytes(Slot));
   Segments* const segments = reinterpret_cast<Segments*>(outputs + kMaxOutputs);
@@ -65,9 +66,14 @@ __global__ void __launch_bounds__(kRowThreads, Octets == 1 ? 2 : 1)
     if (tid == i) outputs[i] = a.out[i];
   if (tid < kMaxPieces * kMaxPieces) {  // a thread a segment: this comes before all prefetching
     const int i = tid / kMaxPieces, j = tid % kMaxPieces, begin = i == 0 ? 0 : a.part_end[i - 1],
-              stages = a.part_end[i] - begin, count = a.tree ? segment_count(stages) : 1;
-    if (j == 0) segments[i].count = count;
-    if (j < count) segments[i].end[j] = begin + stages * (j + 1) / count;
+              stages = a.part_end[i] - begin, count = a.tree ? segment_count(stages) : 1,
+              run = a.parts_of_warp;
+    if (run > 1) {  // of a segment each
+      if (j == 0) segments[i / run].end[i % run] = a.part_end[i], segments[i].count = run;
+    } else {
+      if (j == 0) segments[i].count = count;
+      if (j < count) segments[i].end[j] = begin + stages * (j + 1) / count;
+    }
   }
   block_sync();
 
@@ -75,30 +81,25 @@ __global__ void __launch_bounds__(kRowThreads, Octets == 1 ? 2 : 1)
   const int team_warps = a.team_warps, teams = kRowWarps / team_warps, team = warp / team_warps,
             part = warp % team_warps;
   const Segments& own = segments[part];
+  const bool has_part = part * a.parts_of_warp < a.parts;
   const int first = part == 0 ? 0 : segments[part - 1].end[segments[part - 1].count - 1],
             last = own.end[own.count - 1];
-  int jobs = a.jobs;
-  if (a.tasks != nullptr) {
-    await_last();  // for the tasks
-    jobs *= *a.task_count;
-  } else if (a.ids != nullptr) {
-    await_last();
-    jobs *= a.picks + (a.other_matrix >= 0);
-  }
-  const int per_job = a.swiglu ? 2 : 1, blocks = static_cast<int>(gridDim.x),
-            block = static_cast<int>(blockIdx.x);
-  const int begin = static_cast<int>(static_cast<std::int64_t>(jobs) * block / blocks) * per_job,
-            end =
-                static_cast<int>(static_cast<std::int64_t>(jobs) * (block + 1) / blocks) * per_job;
+  const int per_job = a.swiglu ? 2 : 1, block = static_cast<int>(blockIdx.x);
+  if (late) await_last(), let_next();
+  const int jobs = a.tasks != nullptr ? a.jobs * load_fresh(a.task_count) : a.all_jobs;
+  const int begin = a.by_blocks.of(jobs * block) * per_job,
+            end = a.by_blocks.of(jobs * (block + 1)) * per_job;
   char* slot = memory + warp * (2 * slot_bytes(Slot));  // in use
   int other = slot_bytes(Slot);
   Stream<Slot> stream{};
   stream.slot = slot + lane * 16, stream.other = other, stream.step = teams, stream.first = first;
-  stream.item = begin + team, stream.end = part < a.parts && first < last ? end : begin;
+  stream.item = begin + team, stream.end = has_part && first < last ? end : begin;
   if (stream.item < stream.end) stream.locate(a, outputs, own);
 #pragma unroll 1
   for (int i = 0; i < 2; ++i) stream.bring(a, outputs, own);
-  ask_ahead(a, outputs, begin + team, teams, part < a.parts ? end : begin, first, last, 2 * Slot);
+  if (!late)
+    ask_ahead(a, outputs, begin + team, teams, has_part ? end : begin, first, last,
+              a.parts_of_warp > 1 ? 2 : 2 * Slot);
 
   const uint4* words = reinterpret_cast<const uint4*>(own_words);
   const RowMeta* meta =
@@ -108,9 +109,7 @@ __global__ void __launch_bounds__(kRowThreads, Octets == 1 ? 2 : 1)
     words = static_cast<const uint4*>(a.fixed.words), meta = a.fixed.meta;
   } else if (a.fixed.words == nullptr) {  // every block prepares x itself
     RowMeta* own_meta = const_cast<RowMeta*>(meta);
-    const std::int64_t k = a.source.k;
-    const Slice slice{static_cast<int>(k * block / blocks),
-                      static_cast<int>(k * (block + 1) / blocks)};
+    const Slice slice{a.by_blocks.of(a.source.k * block), a.by_blocks.of(a.source.k * (block + 1))};
     if (a.source.kind == Source::Norm) {
       await_last();
 #pragma unroll 1
@@ -124,11 +123,14 @@ __global__ void __launch_bounds__(kRowThreads, Octets == 1 ? 2 : 1)
     block_sync();
   } else {
     await_last();
-    const int bytes = a.copy_rows * a.stages * (128 + static_cast<int>(sizeof(RowMeta)));
-    const char* from = static_cast<const char*>(a.fixed.words);  // meta lies behind the words
+    const int bytes = a.copy_rows * a.stages * 128;
+    const char* from = static_cast<const char*>(a.fixed.words);
 #pragma unroll 4
     for (int i = tid * 16; i < bytes; i += kRowThreads * 16)
       *reinterpret_cast<uint4*>(own_words + i) = *reinterpret_cast<const uint4*>(from + i);
+    for (int r = warp; r < a.copy_rows; r += kRowWarps)
+      for (int i = lane; i < a.stages; i += 32)
+        const_cast<RowMeta*>(meta)[r * a.meta_pitch + i] = a.fixed.meta[r * a.stages + i];
     block_sync();
   }
 
@@ -140,8 +142,8 @@ __global__ void __launch_bounds__(kRowThreads, Octets == 1 ? 2 : 1)
     const int stop = at + round_items < end ? at + round_items : end;
 #pragma unroll 1
     for (int item = at + team; item < stop; item += teams) {
-      if (part >= a.parts) break;
-      const int of_task = a.tasks != nullptr || a.ids != nullptr ? item / (a.jobs * per_job) : 0;
+      if (!has_part) break;
+      const int of_task = chosen ? a.by_task_items.of(item) : 0;
       const Task* task = a.tasks != nullptr ? a.tasks + of_task : nullptr;
       const int count = task != nullptr ? task->rows : a.ids != nullptr ? 1 : a.m;
       const uint4* x[Octets];    // column 8 o + lane / 4 of B: limb, row of x
@@ -153,9 +155,10 @@ __global__ void __launch_bounds__(kRowThreads, Octets == 1 ? 2 : 1)
         if (task != nullptr) in = task->x[in], of = task->x[of];
         if (a.ids != nullptr) in = of = of_task * a.x_step;
         x[o] = words + in * a.stages * 8 + lane / 4 % 2 * 4 + lane % 4;
-        y[o] = meta + of * a.stages;
+        y[o] = meta + of * a.meta_pitch;
       }
       float total[Octets][2] = {};
+      float* to = round + (item - at) * item_floats + part * a.parts_of_warp * each + lane / 4;
       int s = first;
 #pragma unroll 1
       for (int segment = 0; segment < own.count; ++segment) {
@@ -189,12 +192,14 @@ __global__ void __launch_bounds__(kRowThreads, Octets == 1 ? 2 : 1)
         for (int o = 0; o < Octets; ++o)
 #pragma unroll
           for (int h = 0; h < 2; ++h) total[o][h] = total[o][h] + acc[o][h];
-      }
-      float* to = round + (item - at) * item_floats + part * each + lane / 4;
+        if (segment + 1 < own.count && a.parts_of_warp == 1) continue;
 #pragma unroll
-      for (int o = 0; o < Octets; ++o) {
-        const int m = 4 * o + lane % 4;
-        if (m < count) to[m * kTile] = total[o][0], to[m * kTile + 8] = total[o][1];
+        for (int o = 0; o < Octets; ++o) {
+          const int m = 4 * o + lane % 4;
+          if (m < count) to[m * kTile] = total[o][0], to[m * kTile + 8] = total[o][1];
+          total[o][0] = total[o][1] = 0;
+        }
+        to += each;
       }
     }
     block_sync();
@@ -204,13 +209,14 @@ __global__ void __launch_bounds__(kRowThreads, Octets == 1 ? 2 : 1)
       const int of = a.width == 1 ? i : i / a.width, job = at / per_job + of, m = i - of * a.width;
       int out = 0, tile = job;
       std::int64_t y_row = m;
-      if (a.tasks != nullptr) {
-        const Task* task = a.tasks + job / a.jobs;
-        tile = job % a.jobs;
-        if (m >= task->rows) continue;
-        y_row = task->y[m];
-      } else if (a.ids != nullptr) {
-        tile = job % a.jobs, y_row = job / a.jobs;
+      if (chosen) {
+        const int of_task = a.by_task_items.of(job * per_job);
+        tile = job - of_task * a.jobs, y_row = of_task;
+        if (a.tasks != nullptr) {
+          const Task* task = a.tasks + of_task;
+          if (m >= task->rows) continue;
+          y_row = task->y[m];
+        }
       }
       if (!a.swiglu)
         while (out + 1 < a.outputs && tile >= outputs[out + 1].first) ++out;
@@ -275,13 +281,23 @@ std::size_t divide(const MultiplyArgs& from, int slot, GemvArgs& a) {
   a.parts = a.tree ? w.pieces : segment_count(w.stages);
   for (int i = 0; i < kMaxPieces; ++i)
     a.part_end[i] = i >= a.parts ? w.stages : a.tree ? w.piece_end[i] : segment_end(w.stages, i);
-  a.team_warps = 1;
-  while (a.team_warps < a.parts) a.team_warps *= 2;
+  a.task_items = a.swiglu ? 2 * a.jobs : a.jobs, a.by_task_items = divider(a.task_items);
+  a.known = from.known;
   a.width = from.ids != nullptr         ? 1
             : from.tasks == nullptr     ? from.m
             : from.task_rows < kMaxRows ? from.task_rows
                                         : kMaxRows;
   const int item = a.parts * a.width * kTile;
+  // Parts of a stage or two are too short for a warp each.
+  int least = w.stages, longest = 0;
+  for (int i = 0; i < a.parts; ++i) {
+    const int stages = a.part_end[i] - (i == 0 ? 0 : a.part_end[i - 1]);
+    least = stages < least ? stages : least, longest = stages > longest ? stages : longest;
+  }
+  a.parts_of_warp = a.parts < kMaxPieces || least < 1 || longest > 2 ? 1 : longest == 1 ? 4 : 2;
+  while (a.parts_of_warp > 1 && 2 * a.parts_of_warp * item > kRoundFloats) a.parts_of_warp /= 2;
+  a.team_warps = 1;
+  while (a.team_warps * a.parts_of_warp < a.parts) a.team_warps *= 2;
   // Whole turns of all teams, whole jobs.
   const int teams = kRowWarps / a.team_warps, unit = teams > 2 ? teams : 2,
             most = kRoundFloats / item < kRoundItems ? kRoundFloats / item : kRoundItems;
@@ -327,8 +343,10 @@ void launch_gemv(const Queue& q, const MultiplyArgs& from) {
   const std::size_t rows = row_bytes(from), least = fused ? rows : 0;
   const bool is_short = divide(from, kLongSlot, a) + least > q.shared_limit;
   std::size_t shared = divide(from, is_short ? kShortSlot : kLongSlot, a) + least;
-  const bool copied = !fused && shared + rows <= q.shared_limit, own = fused || copied;
-  if (copied) shared += rows;
+  const std::size_t more = rows + static_cast<std::size_t>(from.m) * sizeof(RowMeta);
+  const bool copied = !fused && shared + more <= q.shared_limit, own = fused || copied;
+  if (copied) shared += more;
+  a.meta_pitch = a.stages + copied;  // so that rows lie in different banks
   if (own) a.copy_rows = a.m;
   // Where a block cannot lie beside one of the last launch, two of these must not either: they
   // would both come to the multiprocessor that is free first.
@@ -343,8 +361,10 @@ void launch_gemv(const Queue& q, const MultiplyArgs& from) {
       a.width > 4 ? is_short ? kernel_of<2, kShortSlot>(own) : kernel_of<2, kLongSlot>(own)
       : is_short ? kernel_of<1, kShortSlot>(own)
                   : kernel_of<1, kLongSlot>(own);
-  launch<Begin::Stream>(q, "gemv", kernel, dim3{static_cast<unsigned>(jobs < most ? jobs : most)},
-                        kRowThreads, shared, a);
+  const int blocks = jobs < most ? jobs : most;
+  a.all_jobs = jobs, a.by_blocks = divider(blocks);
+  launch<Begin::Stream>(q, "gemv", kernel, dim3{static_cast<unsigned>(blocks)}, kRowThreads, shared,
+                        a);
 }
 
 }  // namespace nibble::NIBBLE_CUDA_NS

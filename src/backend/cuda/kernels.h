@@ -116,6 +116,7 @@ struct MultiplyArgs {
   // for nobody), and where there are others one task more, theirs. Row i of y is task i's.
   const int* ids = nullptr;
   int picks = 0, experts = 0;
+  bool known = false;  // gemv: one before has had these tasks, or ids, and let none come earlier
   int max_tasks = 0, task_rows = 0;  // task_rows: no task has more
   // gemm's tasks of a mixture: rows of y are those of `order`, of x these / pairs.
   const RowGroup* groups = nullptr;

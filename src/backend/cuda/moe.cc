@@ -3,6 +3,7 @@
 // bit. Gate and up
 // with SwiGLU, rounding of what comes out, down with its pieces apart, then the sum over slots.
 #include <algorithm>
+#include <utility>
 
 #include "backend/cuda/cuda_backend.h"
 
@@ -76,6 +77,7 @@ void CudaBackend::experts(const ExpertsArgs& a) {
     return r.source.x == a.x ? known = f : f;
   };
 
+  bool known[2] = {};  // tasks, ids
   // routed: rows of y are pairs; name: of the rounded rows.
   const auto run = [&](MultiplyArgs r, bool fixed, bool routed, const char* name) {
     const bool wide = r.source.x == a.x;  // rows of x are tokens
@@ -98,6 +100,7 @@ void CudaBackend::experts(const ExpertsArgs& a) {
       return launch_multiply(q_, r, false);
     }
     const bool gemv = can_gemv(q_, r);
+    if (gemv && routed) r.known = std::exchange(known[r.ids != nullptr], true);
     if (!gemv || r.m * r.source.k > kFewValues || !can_fuse_gemv(q_, r))
       r.fixed = prepare(r, name, false);
     if (gemv)

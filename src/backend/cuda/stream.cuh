@@ -17,6 +17,22 @@ struct Output {
   int n, first;  // first: job
 };
 
+// n / by for n below 2^31, by multiplication: Granlund and Montgomery, "Division by invariant
+// integers using multiplication" (1994).
+struct Divider {
+  std::uint32_t multiplier;
+  int shift;
+  __device__ __forceinline__ int of(int n) const {
+    return static_cast<int>(static_cast<std::uint64_t>(n) * multiplier >> shift);
+  }
+};
+inline Divider divider(int by) {
+  int shift = 31;
+  while ((std::int64_t{1} << (shift - 31)) < by) ++shift;
+  const auto d = static_cast<std::uint64_t>(by);
+  return {static_cast<std::uint32_t>(((std::uint64_t{1} << shift) + d - 1) / d), shift};
+}
+
 // Small: a launch's arguments come from memory.
 struct GemvArgs {
   Source source;
@@ -30,12 +46,16 @@ struct GemvArgs {
   int picks, experts, x_step;  // of ids; x_step: row of x of a task, 0 or as of y
   // What the matrices share.
   int stages, groups, group_shift, tree, parts, part_end[kMaxPieces];
-  // How a block divides the work: jobs of a matrix, rows of x of an item.
-  int team_warps, jobs, width, round_items, copy_rows;
-  int ahead;  // stages that a warp asks the second cache for before it waits for x
+  // How a block divides the work: jobs of a matrix, items of a task, rows of x of an item.
+  int team_warps, jobs, task_items, width, round_items, copy_rows, meta_pitch;
+  int all_jobs;  // not of tasks
+  Divider by_task_items, by_blocks;
+  int parts_of_warp;  // whose sums stay apart
+  int known;          // tasks or ids are complete when this launch's blocks come
+  int ahead;          // stages that a warp asks the second cache for before it waits for x
 };
 
-// The segments of one warp: of a piece, its own; else one.
+// The segments of one warp: of a piece, its own; of several parts, these; else one.
 struct Segments {
   int count, end[kMaxPieces];  // stages
 };
@@ -48,12 +68,12 @@ struct TilePlace {
 __device__ __forceinline__ TilePlace place_of(const GemvArgs& a, const Output* outputs, int item) {
   int matrix = 0, out = 0, tile = item;
   if (a.tasks != nullptr || a.ids != nullptr) {
-    const int each = a.swiglu ? 2 * a.jobs : a.jobs, task = item / each;
-    tile = item % each;
+    const int task = a.by_task_items.of(item);
+    tile = item - task * a.task_items;
     if (a.tasks != nullptr) {
-      matrix = a.tasks[task].matrix;
+      matrix = load_fresh(&a.tasks[task].matrix);
     } else {
-      matrix = task < a.picks ? a.ids[task] : a.other_matrix;
+      matrix = task < a.picks ? load_fresh(a.ids + task) : a.other_matrix;
       if (task < a.picks && (matrix < 0 || matrix >= a.experts)) matrix = 0;
     }
     if (matrix == a.other_matrix) matrix = 0, out = a.others;

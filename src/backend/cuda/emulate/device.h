@@ -40,7 +40,8 @@ inline uint4 make_uint4(std::uint32_t x, std::uint32_t y, std::uint32_t z, std::
 inline char* shared_memory() { return emulate::shared_memory(); }
 inline void block_sync() { emulate::block_sync(); }
 inline void warp_sync() { emulate::warp_sync(); }
-inline void start_next() {}  // one launch after the other
+inline void let_next() {}
+inline void start_next(bool = true) {}  // one launch after the other
 inline void await_last() {}
 
 template <class T>
@@ -79,6 +80,7 @@ inline int first_lane(bool is) {
   return i;
 }
 inline void spin(int) {}
+inline int load_fresh(const int* p) { return *p; }
 inline int atomic_add(int* p, int x) {
   const int old = *p;
   *p += x;

@@ -21,11 +21,14 @@ __device__ __forceinline__ void warp_sync() { __syncwarp(); }
 // another launch writes is read and before anything is written, waits until the launch before is
 // complete. That one did the same, so all before it are. What nobody writes (weights) may be read
 // earlier.
-__device__ __forceinline__ void start_next() {
-  trace_start();
+__device__ __forceinline__ void let_next() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;");
 #endif
+}
+__device__ __forceinline__ void start_next(bool now = true) {  // if not now, let_next() follows
+  trace_start();
+  if (now) let_next();
 }
 __device__ __forceinline__ void await_last() {
 #if __CUDA_ARCH__ >= 900
@@ -53,6 +56,8 @@ __device__ __forceinline__ void spin(int cycles) {
   for (const long long begin = clock64(); clock64() - begin < cycles;) {
   }
 }
+// For what may be read before await_last(): past the first cache, which may hold an older value.
+__device__ __forceinline__ int load_fresh(const int* p) { return __ldcg(p); }
 __device__ __forceinline__ int atomic_add(int* p, int x) { return atomicAdd(p, x); }
 
 // 16 bytes, past the first cache: a weight is read once.
