@@ -7,7 +7,6 @@
 // state belongs to one thread, which keeps it in a register (or shared memory) while all rows of
 // the call pass. The decay is applied when a row has been read, its update when the next one is:
 // one walk over S a row. rule_inputs: of many rows, what does not wait for the state.
-// `rows` come by copies, which no launch overlaps: they may be read before await_last().
 // Bytes: the state in and out once a call.
 #include <type_traits>
 
@@ -20,12 +19,17 @@ namespace {
 constexpr int kThreads = 256, kColumns = 16, kRuleWarps = 2, kBatch = 8;
 constexpr int kAhead = 3;  // of a row's values, in fours
 
+// Rows come by copies, which no launch overlaps: where they are few, they are read before
+// await_last().
+__device__ __forceinline__ int slot_of(const Place* rows, int i, bool early) {
+  return early ? load_fresh(&rows[i].slot) : rows[i].slot;
+}
 // Rows [first, first + result) of one sequence; 0 where `first` is not its first. By whole warps.
-__device__ __forceinline__ int run_length(const Place* rows, int first, int m) {
-  const int slot = load_fresh(&rows[first].slot), lane = static_cast<int>(threadIdx.x) % 32;
-  if (first > 0 && load_fresh(&rows[first - 1].slot) == slot) return 0;
+__device__ __forceinline__ int run_length(const Place* rows, int first, int m, bool early) {
+  const int slot = slot_of(rows, first, early), lane = static_cast<int>(threadIdx.x) % 32;
+  if (first > 0 && slot_of(rows, first - 1, early) == slot) return 0;
   for (int at = first + 1;; at += 32) {
-    const int next = first_lane(at + lane >= m || load_fresh(&rows[at + lane].slot) != slot);
+    const int next = first_lane(at + lane >= m || slot_of(rows, at + lane, early) != slot);
     if (next < 32) return at + next - first;
   }
 }
@@ -43,15 +47,17 @@ __global__ void __launch_bounds__(kThreads) conv(const __grid_constant__ ConvArg
   float w[kHeld] = {}, x[kHeld];
 #pragma unroll
   for (int i = 0; i < Taps; ++i) w[i] = weight[static_cast<std::int64_t>(i) * channels];
-  const int slot = load_fresh(&a.rows[first].slot);
+  const bool early = a.m <= kMaxRows;
+  if (!early) await_last();
+  const int slot = slot_of(a.rows, first, early);
   const bool fresh = load_fresh(&a.rows[first].position) == 0;
   int before = 0;  // rows of the same sequence just before, up to `past`
-  while (before < past && before < first && load_fresh(&a.rows[first - before - 1].slot) == slot)
+  while (before < past && before < first && slot_of(a.rows, first - before - 1, early) == slot)
     ++before;
   if (before > 0 && before < past) return;
   const bool leads = before == 0 && past > 0;
-  const int count = leads ? run_length(a.rows, first, a.m) : 1;
-  await_last();
+  const int count = leads ? run_length(a.rows, first, a.m, early) : 1;
+  if (early) await_last();
   if (c >= channels) return;
   float* state = a.state.conv + slot * a.state.conv_slot + c;
   const float* u = a.u + static_cast<std::int64_t>(first) * channels + c;
@@ -155,8 +161,10 @@ template <int Dk, bool Ready>
 __global__ void __launch_bounds__(32 * kRuleWarps)
     delta_rule(const __grid_constant__ RuleArgs a, const float* ready_qk, const Row* ready_row) {
   start_next();
+  const bool early = !Ready && a.m <= kMaxRows;
+  if (!early) await_last();
   const DeltaLayer& s = a.state;
-  const int first = static_cast<int>(blockIdx.y), count = run_length(a.rows, first, a.m);
+  const int first = static_cast<int>(blockIdx.y), count = run_length(a.rows, first, a.m, early);
   if (count == 0) return;
   const int tid = static_cast<int>(threadIdx.x), lane = tid % 32, warp = tid / 32,
             dk = Dk > 0 ? Dk : s.key_dim, half = (dk + 1) / 2,
@@ -181,12 +189,14 @@ __global__ void __launch_bounds__(32 * kRuleWarps)
   const auto own = [&](int j) -> float& {
     return Dk > 0 ? held[j] : far[(odd + 2 * j) * kColumns];
   };
-  float* state = s.rule + load_fresh(&a.rows[first].slot) * s.rule_slot +
+  float* state = s.rule + slot_of(a.rows, first, early) * s.rule_slot +
                  (static_cast<std::int64_t>(head) * blocks + block) * dk * kColumns + lane % 16;
   const bool fresh = load_fresh(&a.rows[first].position) == 0;
-  if (active && !fresh && lane == 0)  // the second cache may have it before it may be read
-    prefetch(state, dk * kColumns * static_cast<int>(sizeof(float)));
-  await_last();
+  if (early) {
+    if (active && !fresh && lane == 0)  // the second cache may have it before it may be read
+      prefetch(state, dk * kColumns * static_cast<int>(sizeof(float)));
+    await_last();
+  }
   const auto each = [&](auto&& f) {
     if constexpr (Dk > 0) {
 #pragma unroll

@@ -25,7 +25,7 @@ __global__ void __launch_bounds__(kRowThreads)
 
 // The same, rounded, for plans whose stages follow each other. Under a norm a block a row, else one
 // for some units of all.
-__global__ void __launch_bounds__(kRowThreads)
+__global__ void __launch_bounds__(kRowThreads, 3)
     prepare_in_registers(Source s, int m, int int8, int stages, Fixed fixed) {
   start_next(), await_last();
   char* const words = static_cast<char*>(fixed.words);

@@ -97,7 +97,7 @@ __device__ __forceinline__ void round_stages(const float2 (&v)[N], int count, in
   float largest = 0;
 #pragma unroll
   for (int i = 0; i < N; ++i) {
-    if (i >= count) break;
+    if (Sums && i >= count) break;
     // As bits, so that NaN and Inf win and reach the scale.
     const int x = float_bits(v[i].x) & 0x7fffffff, y = float_bits(v[i].y) & 0x7fffffff;
     const int m = warp_max(x > y ? x : y);
@@ -111,18 +111,19 @@ __device__ __forceinline__ void round_stages(const float2 (&v)[N], int count, in
   meta += first;
 #pragma unroll
   for (int i = 0; i < N; ++i) {
-    if (i >= count) break;
+    if (Sums && i >= count) break;
     const float scale = shuffle(scales, i), inv = shuffle(inverse, i);
     const int q0 = round_int(cut(v[i].x * inv, top)), q1 = round_int(cut(v[i].y * inv, top));
-    char* at = words + i * step * 128;  // q = 256 high + low, both signed bytes; int8: high is 0
-    at[0] = static_cast<char>((q0 + 128) >> 8), at[second] = static_cast<char>((q1 + 128) >> 8);
-    at[64] = static_cast<char>(q0), at[64 + second] = static_cast<char>(q1);
-    if constexpr (Sums) {
-      const int sum0 = warp_add(q0), sum1 = warp_add(q1);
-      if (lane == 0) meta[i * step] = {scale, -8 * (sum0 + sum1), {sum0, sum1}};
-    } else {
-      const int sum = warp_add(q0 + q1);
-      if (lane == 0) meta[i * step].scale = scale, meta[i * step].minus8 = -8 * sum;
+    const int sum0 = warp_add(Sums ? q0 : q0 + q1), sum1 = Sums ? warp_add(q1) : 0;
+    if (i < count) {  // q = 256 high + low, both signed bytes; int8: high is 0
+      char* at = words + i * step * 128;
+      at[0] = static_cast<char>((q0 + 128) >> 8), at[second] = static_cast<char>((q1 + 128) >> 8);
+      at[64] = static_cast<char>(q0), at[64 + second] = static_cast<char>(q1);
+      if (lane == 0) {
+        RowMeta& m = meta[i * step];
+        m.scale = scale, m.minus8 = -8 * (sum0 + sum1);
+        if constexpr (Sums) m.sum[0] = sum0, m.sum[1] = sum1;
+      }
     }
   }
 }

@@ -9,23 +9,25 @@
 namespace nibble::NIBBLE_CUDA_NS {
 
 inline constexpr int kRowWarps = 16, kRowThreads = 32 * kRowWarps;
-inline constexpr int kHeldStages = 5;  // at once, a warp
-inline constexpr int kHeadStages = 4;  // of a head under its norm, at most
+inline constexpr int kHeldStages = 5, kFewStages = 2;  // at once, a warp
+inline constexpr int kHeadStages = 4;                  // of a head under its norm, at most
 
 // Row `row` of the source -> words [stages] 128 bytes, meta [stages]; residual_out and normed in
 // this block's slice. scratch: 32 floats of shared memory; even and odd calls use it by turns.
-template <bool Sums>
-__device__ __forceinline__ void norm_row(const Source& s, std::int64_t row, int turn, int int8,
-                                         Slice slice, Words words, RowMeta* meta, float* scratch) {
+// N: stages a warp, at most.
+template <int N, bool Sums>
+__device__ __forceinline__ void norm_row_of(const Source& s, std::int64_t row, int turn, int int8,
+                                            Slice slice, Words words, RowMeta* meta,
+                                            float* scratch) {
   const int tid = static_cast<int>(threadIdx.x), lane = tid % 32, warp = tid / 32;
   const int stages = s.k / kStage, count = (stages - warp + kRowWarps - 1) / kRowWarps;
   constexpr int kStep = kRowWarps * kStage;
   const float *x = s.x + row * s.k, *other = s.other != nullptr ? s.other + row * s.k : nullptr;
   const int column = (count > 0 ? warp * kStage : 0) + lane;
-  float2 v[kHeldStages], w[kHeldStages];  // all loads before the first use
-  const auto load = [&](const float* from, float2(&to)[kHeldStages]) {
+  float2 v[N], w[N];  // all loads before the first use
+  const auto load = [&](const float* from, float2(&to)[N]) {
 #pragma unroll
-    for (int i = 0; i < kHeldStages; ++i) {
+    for (int i = 0; i < N; ++i) {
       const int c = i < count ? column + i * kStep : column;
       to[i] = {from[c], from[c + 32]};
     }
@@ -34,12 +36,12 @@ __device__ __forceinline__ void norm_row(const Source& s, std::int64_t row, int 
   if (other != nullptr) {
     load(other, w);
 #pragma unroll
-    for (int i = 0; i < kHeldStages; ++i) v[i].x = v[i].x + w[i].x, v[i].y = v[i].y + w[i].y;
+    for (int i = 0; i < N; ++i) v[i].x = v[i].x + w[i].x, v[i].y = v[i].y + w[i].y;
   }
   // Of this block's slice, by those who have it.
   const auto store = [&](float* to) {
 #pragma unroll
-    for (int i = 0; i < kHeldStages; ++i) {
+    for (int i = 0; i < N; ++i) {
       const int c = column + i * kStep;
       if (i >= count || c + 32 < slice.begin || c >= slice.end) continue;
       if (c >= slice.begin) to[row * s.k + c] = v[i].x;
@@ -49,9 +51,10 @@ __device__ __forceinline__ void norm_row(const Source& s, std::int64_t row, int 
   if (s.residual_out != nullptr) store(s.residual_out);
   float one = 0, two = 0;
 #pragma unroll
-  for (int i = 0; i < kHeldStages; ++i) {
-    if (i >= count) break;
-    one = fmaf(v[i].x, v[i].x, one), two = fmaf(v[i].y, v[i].y, two);
+  for (int i = 0; i < N; ++i) {
+    if (Sums && i >= count) break;
+    one = i < count ? fmaf(v[i].x, v[i].x, one) : one;
+    two = i < count ? fmaf(v[i].y, v[i].y, two) : two;
   }
   float* sums = scratch + turn % 2 * kRowWarps;
   one = add_lanes(one + two);
@@ -61,51 +64,70 @@ __device__ __forceinline__ void norm_row(const Source& s, std::int64_t row, int 
   const float sum = add_sixteen(sums[lane % kRowWarps]);
   const float inv = 1.0f / sqrtf(sum / static_cast<float>(s.k) + s.eps);
 #pragma unroll
-  for (int i = 0; i < kHeldStages; ++i) {
-    if (i >= count) break;
+  for (int i = 0; i < N; ++i) {
+    if (Sums && i >= count) break;
     v[i].x = v[i].x * inv * (w[i].x + s.offset), v[i].y = v[i].y * inv * (w[i].y + s.offset);
   }
   if (s.normed != nullptr) store(s.normed);
-  round_stages<kHeldStages, Sums>(v, count, warp, kRowWarps, int8, words, meta);
+  round_stages<N, Sums>(v, count, warp, kRowWarps, int8, words, meta);
+}
+
+template <bool Sums>
+__device__ __forceinline__ void norm_row(const Source& s, std::int64_t row, int turn, int int8,
+                                         Slice slice, Words words, RowMeta* meta, float* scratch) {
+  if (!Sums && s.k <= kFewStages * kRowWarps * kStage)
+    norm_row_of<kFewStages, Sums>(s, row, turn, int8, slice, words, meta, scratch);
+  else
+    norm_row_of<kHeldStages, Sums>(s, row, turn, int8, slice, words, meta, scratch);
 }
 
 // Heads of up to N stages under their norm and gate: head, head + step, ... below `heads`, by a
-// warp. The next one's values come while one is made.
+// warp.
 template <int N, bool Sums>
 __device__ __forceinline__ void gated_heads(const Source& s, int head, int heads, int step,
                                             int int8, Words words, RowMeta* meta) {
   const int lane = static_cast<int>(threadIdx.x) % 32, each = N == 2 ? 2 : s.dim / kStage;
-  float2 v[N], g[N];
-  const auto load = [&](int of) {
-    const std::int64_t from = static_cast<std::int64_t>(of) * s.dim + lane;
+#pragma unroll 1
+  for (; head < heads; head += step) {
+    const std::int64_t from = static_cast<std::int64_t>(head) * s.dim + lane;
     const float *x = s.x + from, *z = s.other + from;
+    float2 v[N], g[N];
+    float block[4] = {};
 #pragma unroll
     for (int i = 0; i < N; ++i) {
       const int c = i < each ? i * kStage : 0;
       v[i] = {x[c], x[c + 32]}, g[i] = {z[c], z[c + 32]};
     }
-  };
-  if (head < heads) load(head);
-#pragma unroll 1
-  for (; head < heads; head += step) {
-    float2 u[N], h[N];
-    float block[4] = {};
-#pragma unroll
-    for (int i = 0; i < N; ++i) u[i] = v[i], h[i] = g[i];
-    if (head + step < heads) load(head + step);
 #pragma unroll
     for (int i = 0; i < N; ++i)
-      if (i < each) block[i] = add_lanes(u[i].x * u[i].x + u[i].y * u[i].y);
+      if (i < each) block[i] = add_lanes(v[i].x * v[i].x + v[i].y * v[i].y);
     const float sum = (block[0] + block[2]) + (block[1] + block[3]);
     const float inv = 1.0f / sqrtf(sum / static_cast<float>(s.dim) + s.eps);
 #pragma unroll
     for (int i = 0; i < N; ++i) {
       if (i >= each) break;
       const int at = i * kStage + lane;
-      u[i].x = u[i].x * inv * s.weight[at] * silu(h[i].x);
-      u[i].y = u[i].y * inv * s.weight[at + 32] * silu(h[i].y);
+      v[i].x = v[i].x * inv * s.weight[at] * silu(g[i].x);
+      v[i].y = v[i].y * inv * s.weight[at + 32] * silu(g[i].y);
     }
-    round_stages<N, Sums>(u, each, head * each, 1, int8, words, meta);
+    round_stages<N, Sums>(v, each, head * each, 1, int8, words, meta);
+  }
+}
+
+template <int N, bool Sums>
+__device__ __forceinline__ void plain_stages(const Source& s, int stages, int warp, int warps,
+                                             int int8, Words words, RowMeta* meta) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+#pragma unroll 1
+  for (int at = warp; at < stages; at += N * warps) {
+    const int left = (stages - at + warps - 1) / warps;
+    float2 v[N];  // all loads before the first use
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      const std::int64_t c = std::int64_t{i < left ? at + warps * i : at} * kStage + lane;
+      v[i] = {s.x[c], s.x[c + 32]};
+    }
+    round_stages<N, Sums>(v, left < N ? left : N, at, warps, int8, words, meta);
   }
 }
 
@@ -114,7 +136,6 @@ __device__ __forceinline__ void gated_heads(const Source& s, int head, int heads
 template <bool Sums>
 __device__ __forceinline__ void plain_rows(const Source& s, int m, int warp, int warps, int int8,
                                            Words words, RowMeta* meta) {
-  const int lane = static_cast<int>(threadIdx.x) % 32;
   if (s.kind == Source::GatedNorm) {
     const int heads = m * (s.k / s.dim);
     if (s.dim == 2 * kStage)
@@ -124,18 +145,12 @@ __device__ __forceinline__ void plain_rows(const Source& s, int m, int warp, int
     return;
   }
   const int stages = m * (s.k / kStage);
-#pragma unroll 1
-  for (int at = warp; at < stages; at += kHeldStages * warps) {
-    const int left = (stages - at + warps - 1) / warps;
-    float2 v[kHeldStages];  // all loads before the first use
-#pragma unroll
-    for (int i = 0; i < kHeldStages; ++i) {
-      const std::int64_t c = std::int64_t{i < left ? at + warps * i : at} * kStage + lane;
-      v[i] = {s.x[c], s.x[c + 32]};
-    }
-    round_stages<kHeldStages, Sums>(v, left < kHeldStages ? left : kHeldStages, at, warps, int8,
-                                    words, meta);
-  }
+  if (Sums)  // of the prepass: about one each
+    plain_stages<1, Sums>(s, stages, warp, warps, int8, words, meta);
+  else if (stages <= kFewStages * warps)
+    plain_stages<kFewStages, Sums>(s, stages, warp, warps, int8, words, meta);
+  else
+    plain_stages<kHeldStages, Sums>(s, stages, warp, warps, int8, words, meta);
 }
 
 // Whether these take this source, for weights whose stages follow each other.
