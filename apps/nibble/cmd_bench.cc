@@ -108,7 +108,7 @@ class Bench {
       for (int slot = 0; slot < batch; ++slot) {  // each sequence has a text of its own
         std::int32_t& id = ids[static_cast<std::size_t>(slot)];
         id = token(engine_.length(slot) + slot * engine_.context());
-        inputs.push_back({slot, {&id, 1}, Engine::Logits::Last});
+        inputs.push_back({slot, {&id, 1}, Engine::Logits::Last, true});
       }
       engine_.forward_top(inputs);  // a device keeps its logits
     }

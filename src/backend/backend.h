@@ -59,6 +59,9 @@ class Backend {
   // Most rows of a step of prefill that pay here; a multiple of 64. No bit depends on it.
   virtual std::int64_t prefill_rows() const { return 256; }
 
+  // Whether operations take Activations::Half.
+  virtual bool has_half() const { return false; }
+
   // Operations up to end_step() are one step. Steps of one key are the same operations on the same
   // memory and differ in `step` and in what was uploaded: a backend may keep them and run them
   // again by itself. Then it returns true, and the caller leaves them, and end_step(), out. An

@@ -37,6 +37,7 @@ double gb(std::uint64_t bytes) { return static_cast<double>(bytes) / 1e9; }
 struct Engine::Impl {
   EngineOptions options;
   std::int64_t context = 0, vocab = 0;
+  bool half = false;  // prompts in fp16
   std::unique_ptr<Backend> backend;
   std::unique_ptr<Model> model;
   std::unique_ptr<SequenceState> state;
@@ -70,6 +71,8 @@ Engine::Engine(const Checkpoint& checkpoint, const EngineOptions& options)
       options.activations == Activations::Fp32 ? KvType::F32 : KvType::I16, options.checkpoints);
   const KvShape& kv = shape.kv;
   impl_->backend = make_backend(options.device, options.threads);
+  impl_->half = options.activations == Activations::Int16 && !options.exact_prefill &&
+                impl_->backend->has_half();
   const std::uint64_t weights = estimate_weight_bytes(checkpoint),
                       device = impl_->backend->available_memory(),
                       available = device > 0 ? device : available_memory();
@@ -156,6 +159,7 @@ void Engine::step(std::span<const Input> inputs) {
     require(std::find(slots.begin(), slots.begin() + i, in.slot) == slots.begin() + i,
             "slot {} is given twice in one step", in.slot);
     require(!in.tokens.empty(), "slot {}: no tokens", in.slot);
+    require(in.decode == inputs[0].decode, "a step takes prompts or decodes, not both");
     const std::int64_t start = length(in.slot),
                        end = start + static_cast<std::int64_t>(in.tokens.size());
     require(end <= e.context, "slot {}: position {} is past the context of {}; raise --context",
@@ -184,7 +188,8 @@ void Engine::step(std::span<const Input> inputs) {
                       .logits_of = e.logits_of,
                       .logits = reinterpret_cast<float*>(e.logits.get()),
                       .cache = e.state->cache(),
-                      .activations = e.options.activations,
+                      .activations = e.half && !inputs[0].decode ? Activations::Half
+                                                                 : e.options.activations,
                       .check_finite = e.options.check_finite,
                       .delta = e.state->delta()});
   } catch (...) {  // a recurrence has gone on in some layers
@@ -219,8 +224,9 @@ EngineMemory Engine::memory() const {
   return m;
 }
 std::string Engine::describe() const {
-  return fmt::format("{}, {} activations", impl_->backend->describe(),
-                     activations_name(impl_->options.activations));
+  return fmt::format("{}, {} activations{}", impl_->backend->describe(),
+                     activations_name(impl_->options.activations),
+                     impl_->half ? ", prompts in fp16" : "");
 }
 
 }  // namespace nibble

@@ -21,6 +21,7 @@ struct EngineOptions {
   std::int64_t context = 0;   // positions a slot holds; 0: min(the model's maximum, 4096)
   int slots = 1;              // sequences that may be alive at once
   int checkpoints = 4;        // of a slot's recurrent state, kept at most (models that have one)
+  bool exact_prefill = false;  // prompts in `activations` too, where a device has fp16 for them
   bool check_finite = false;  // stop at the first operation that gives NaN or Inf, naming it
   // Called while loading with the fraction done (0..1); may be empty.
   std::function<void(double)> progress = {};
@@ -47,6 +48,7 @@ class Engine {
     int slot = 0;                          // 0 .. slots-1, each at most once in a step
     std::span<const std::int32_t> tokens;  // appended to the slot; at least one
     Logits logits = Logits::Last;
+    bool decode = false;  // a sequence's next token: one step's inputs are all such, or none is
   };
 
   // Loads the weights (source pages are released as they are repacked). Throws Error when the

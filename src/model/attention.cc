@@ -76,7 +76,8 @@ class Attention final : public HalfLayer {
          .rows = p.args.rows.data(),
          .cache = p.args.cache,
          .layer = state_,
-         .out = out_});
+         .out = out_,
+         .activations = p.args.activations});
     p.finite(layer_, "attention", out_, p.m * q_width_);
     const LinearOutput out{o_.get(), f32(o_bias_), p.delta_out, c.hidden};
     p.backend_.linear({.x = out_,

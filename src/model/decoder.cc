@@ -132,6 +132,7 @@ class Decoder final : public Model {
                            c_.vocab};
     AddRmsNormLinearArgs last = p.fused(final_norm_, {&out, 1});
     last.residual_out = nullptr, last.m = wanted;
+    if (last.activations == Activations::Half) last.activations = Activations::Int16;
     if (wanted != p.m) {  // the other buffer is free, and then the residual's own
       const auto pick = [&](const float* from, float* to) {
         backend_.gather(from, p.args.logits_of.data(), wanted, c_.hidden, to);

@@ -66,7 +66,8 @@ class DeltaNet final : public HalfLayer {
                            .rows = p.args.rows.data(),
                            .state = p.args.delta,
                            .layer = state_,
-                           .out = o_});
+                           .out = o_,
+                           .activations = p.args.activations});
     p.finite(layer_, "delta_rule", o_, p.m * d.value_width());
     const LinearOutput out{out_.get(), nullptr, p.delta_out, p.c.hidden};
     p.backend_.gated_rmsnorm_linear({.o = o_,

@@ -21,6 +21,8 @@
 #include <span>
 #include <vector>
 
+#include "ops/activations.h"
+
 namespace nibble {
 
 // I16: 16-bit fixed point, one fp32 scale a head's vector (largest magnitude / 32512). fp16 takes
@@ -87,6 +89,7 @@ struct AttentionArgs {
   const KvCache* cache = nullptr;
   std::int64_t layer = 0;
   float* out = nullptr;  // [M, heads * head_dim]
+  Activations activations = Activations::Int16;  // Half: fp16 products; else as above
 };
 
 inline constexpr int kAttentionBlock = 64;   // positions

@@ -73,6 +73,7 @@ struct DeltaRuleArgs {
   DeltaState* state = nullptr;
   std::int64_t layer = 0;
   float* out = nullptr;  // [M, value_heads * value_dim]
+  Activations activations = Activations::Int16;  // Half: the device's order of sums over key_dim
 };
 
 // Rows [first, first + count) of one slot, the first at `position`.

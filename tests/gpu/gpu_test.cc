@@ -93,14 +93,14 @@ TEST_P(GpuAnswer, HasTheCpusGreedyTokens) {
   const auto checkpoint = Checkpoint::open(path);
   constexpr int kPrompt = 100, kTokens = 64;
   const auto answer = [&](const char* name, std::vector<float>& values) {
-    Engine e(*checkpoint, {.device = name, .context = 256});
+    Engine e(*checkpoint, {.device = name, .context = 256, .exact_prefill = true});
     std::vector<std::int32_t> tokens;
     for (int i = 0; i < kPrompt; ++i)
       tokens.push_back(static_cast<std::int32_t>(uniform(1, i) * static_cast<double>(e.vocab())));
     std::vector<float> top(kTopLogits);
     std::vector<std::int32_t> ids(kTopLogits);
     for (std::size_t at = 0; tokens.size() < kPrompt + kTokens;) {
-      const Engine::Input in{0, std::span(tokens).subspan(at)};
+      const Engine::Input in{0, std::span(tokens).subspan(at), Engine::Logits::Last, at > 0};
       at = tokens.size();
       if (const auto rows = e.forward_top({&in, 1}); !rows.empty()) {
         top.assign(rows[0].values.begin(), rows[0].values.end());
