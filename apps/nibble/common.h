@@ -19,12 +19,13 @@ struct ModelFlags {
   std::string activations = "int16", device = "cpu";
   int threads = 0;
   std::int64_t context = 0;
-  bool check_finite = false;
+  bool exact_prefill = false, check_finite = false;
 };
 
-void add_model(CLI::App& cmd, ModelFlags& flags);        // MODEL, --keep-16bit
-void add_device(CLI::App& cmd, ModelFlags& flags);       // --activations, --device, --check-finite
-void add_threads(CLI::App& cmd, int& threads);           // --threads
+void add_model(CLI::App& cmd, ModelFlags& flags);  // MODEL, --keep-16bit
+void add_device(CLI::App& cmd,
+                ModelFlags& flags);             // --activations, --device and what belongs to them
+void add_threads(CLI::App& cmd, int& threads);  // --threads
 void add_context(CLI::App& cmd, std::int64_t& context);  // --context
 
 // Opens the checkpoint and passes its notices on to stderr.

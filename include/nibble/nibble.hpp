@@ -18,6 +18,7 @@ struct LoadOptions {
   std::string activations = "int16";  // "int16", "int8" or "fp32" (docs/design.md)
   int threads = 0;                    // 0: every core this process may use
   std::int64_t context = 0;           // positions; 0: min(the model's maximum, 4096)
+  bool exact_prefill = false;         // prompts in `activations` too, where a GPU has fp16 for them
 };
 
 struct GenerateOptions {

@@ -9,7 +9,11 @@ namespace {
 EngineOptions engine_options(const LoadOptions& o) {
   for (const Activations a : {Activations::Int16, Activations::Int8, Activations::Fp32})
     if (o.activations == activations_name(a))
-      return {.activations = a, .device = o.device, .threads = o.threads, .context = o.context};
+      return {.activations = a,
+              .device = o.device,
+              .threads = o.threads,
+              .context = o.context,
+              .exact_prefill = o.exact_prefill};
   fail_usage("activations: expected int16, int8 or fp32, got '{}'", o.activations);
 }
 

@@ -56,8 +56,9 @@ class Backend {
     std::span<const RowPlace> rows;
     std::span<const std::int32_t> picked;  // rows of gather()
   };
-  // Most rows of a step of prefill that pay here; a multiple of 64. No bit depends on it.
-  virtual std::int64_t prefill_rows() const { return 256; }
+  // Most rows of a step of prefill that pay here (half: in fp16); a multiple of 64. No bit depends
+  // on it.
+  virtual std::int64_t prefill_rows(bool half) const { return (void)half, 256; }
 
   // Whether operations take Activations::Half.
   virtual bool has_half() const { return false; }

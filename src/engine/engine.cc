@@ -82,7 +82,7 @@ Engine::Engine(const Checkpoint& checkpoint, const EngineOptions& options)
           "are available; a shorter --context or a smaller model would fit",
           gb(weights), gb(shape.bytes()), options.slots, impl_->context, gb(available));
   impl_->model =
-      Model::load(checkpoint, *impl_->backend, impl_->backend->prefill_rows(), options.progress);
+      Model::load(checkpoint, *impl_->backend, impl_->backend->prefill_rows(impl_->half), options.progress);
   impl_->state = std::make_unique<SequenceState>(*impl_->backend, shape);
   impl_->memory = {
       .weights = impl_->model->weight_bytes(),
@@ -214,7 +214,7 @@ std::int64_t Engine::length(int slot) const { return impl_->state->length(slot);
 std::int64_t Engine::context() const { return impl_->context; }
 std::int64_t Engine::vocab() const { return impl_->vocab; }
 int Engine::slots() const { return impl_->options.slots; }
-std::int64_t Engine::prefill_rows() const { return impl_->backend->prefill_rows(); }
+std::int64_t Engine::prefill_rows() const { return impl_->backend->prefill_rows(impl_->half); }
 int Engine::threads() const { return impl_->backend->threads(); }
 double Engine::read_bandwidth() const { return impl_->backend->read_bandwidth(); }
 EngineMemory Engine::memory() const {

@@ -19,6 +19,7 @@ namespace nibble::verify {
 inline double bound(Activations a, WeightType t, std::int64_t k) {
   if (a == Activations::Fp32 || !is_quantised(t)) return 1e-5;
   if (a == Activations::Int16) return 2e-4;
+  if (a == Activations::Half) return 1e-3;
   return 5e-3 * std::sqrt(std::max(1.0, 128.0 / static_cast<double>(k)));
 }
 

@@ -109,6 +109,31 @@ class MoeTest : public testing::TestWithParam<Case> {
                .y = y.data()});
     return y.copy();
   }
+
+  // y of all tokens is the reference's, within the bound.
+  void expect_close(const std::vector<float>& y, const Routed& r, Activations act) const {
+    const std::vector<float> g = dequantise(gate, 0, c.experts * c.width),
+                             up_w = dequantise(up, 0, c.experts * c.width),
+                             d = dequantise(down, 0, c.experts * c.k);
+    for (std::int64_t t = 0; t < c.m; ++t) {
+      const std::vector<double> x(r.u.begin() + t * c.k, r.u.begin() + (t + 1) * c.k);
+      std::vector<double> want(size(c.k)), unit(size(c.k));
+      for (std::int64_t s = 0; s < c.top_k; ++s) {
+        const std::int64_t e = r.ids[size(t * c.top_k + s)], at = e * c.width * c.k;
+        expert_reference(x.data(), c.k, g.data() + at, up_w.data() + at, d.data() + at, c.width,
+                         r.weights[size(t * c.top_k + s)], want.data(), unit.data());
+      }
+      expert_reference(x.data(), c.k, dequantise(shared_gate, 0, c.shared_width).data(),
+                       dequantise(shared_up, 0, c.shared_width).data(),
+                       dequantise(shared_down, 0, c.k).data(), c.shared_width,
+                       1 / (1 + std::exp(-static_cast<double>(r.shared[size(t)]))), want.data(),
+                       unit.data());
+      for (std::int64_t i = 0; i < c.k; ++i)
+        ASSERT_LE(std::fabs(y[size(t * c.k + i)] - want[size(i)]),
+                  harness::bound(act, c.type, c.k) * unit[size(i)])
+            << activations_name(act) << " token " << t << " output " << i;
+    }
+  }
 };
 
 TEST_P(MoeTest, MatchesReferenceAndBitsAgree) {
@@ -141,27 +166,7 @@ TEST_P(MoeTest, MatchesReferenceAndBitsAgree) {
     }
 
     const std::vector<float> y = mix(*all[0], act, r.u, r, 0, c.m);
-    const std::vector<float> g = dequantise(gate, 0, c.experts * c.width),
-                             up_w = dequantise(up, 0, c.experts * c.width),
-                             d = dequantise(down, 0, c.experts * c.k);
-    for (std::int64_t t = 0; t < c.m; ++t) {
-      const std::vector<double> x(r.u.begin() + t * c.k, r.u.begin() + (t + 1) * c.k);
-      std::vector<double> want(size(c.k)), unit(size(c.k));
-      for (std::int64_t s = 0; s < c.top_k; ++s) {
-        const std::int64_t e = r.ids[size(t * c.top_k + s)], at = e * c.width * c.k;
-        expert_reference(x.data(), c.k, g.data() + at, up_w.data() + at, d.data() + at, c.width,
-                         r.weights[size(t * c.top_k + s)], want.data(), unit.data());
-      }
-      expert_reference(x.data(), c.k, dequantise(shared_gate, 0, c.shared_width).data(),
-                       dequantise(shared_up, 0, c.shared_width).data(),
-                       dequantise(shared_down, 0, c.k).data(), c.shared_width,
-                       1 / (1 + std::exp(-static_cast<double>(r.shared[size(t)]))), want.data(),
-                       unit.data());
-      for (std::int64_t i = 0; i < c.k; ++i)
-        ASSERT_LE(std::fabs(y[size(t * c.k + i)] - want[size(i)]),
-                  harness::bound(act, c.type, c.k) * unit[size(i)])
-            << activations_name(act) << " token " << t << " output " << i;
-    }
+    expect_close(y, r, act);
 
     for (const auto& b : all) {
       const Routed again = route(*b, act, 0, c.m);
@@ -176,6 +181,22 @@ TEST_P(MoeTest, MatchesReferenceAndBitsAgree) {
       ASSERT_TRUE(std::equal(alone.ids.begin(), alone.ids.end(), r.ids.begin() + t * c.top_k));
       const std::vector<float> yt(y.begin() + t * c.k, y.begin() + (t + 1) * c.k);
       ASSERT_TRUE(same_bits(mix(*all.back(), act, r.u, r, t, 1), yt)) << "token " << t;
+    }
+  }
+}
+
+TEST_P(MoeTest, Half) {
+  const auto& all = harness::backends();
+  for (const auto& b : all) {
+    if (!b->has_half()) continue;
+    const Routed r = route(*b, Activations::Half, 0, c.m),
+                 exact = route(*all[0], Activations::Int16, 0, c.m);
+    ASSERT_TRUE(same_bits(r.logits, exact.logits) && r.ids == exact.ids) << b->describe();
+    const std::vector<float> y = mix(*b, Activations::Half, r.u, r, 0, c.m);
+    expect_close(y, r, Activations::Half);
+    for (std::int64_t t = 0; t < c.m; t += 1 + c.m / 4) {  // a token alone
+      const std::vector<float> yt(y.begin() + t * c.k, y.begin() + (t + 1) * c.k);
+      ASSERT_TRUE(same_bits(mix(*b, Activations::Half, r.u, r, t, 1), yt)) << "token " << t;
     }
   }
 }

@@ -62,7 +62,10 @@ class CudaBackend final : public Backend {
   std::uint64_t available_memory() const override { return device_memory().free; }
   std::uint64_t scratch_memory() const override;
   double read_bandwidth() override;
-  std::int64_t prefill_rows() const override { return is_host() ? 256 : 1024; }
+  std::int64_t prefill_rows(bool half) const override {
+    return is_host() ? 256 : half ? 2048 : 1024;
+  }
+  bool has_half() const override { return q_.warpgroups; }
   bool begin_step(const Step& step, std::span<const std::uint64_t> key) override;
   void end_step(bool failed) override;
   std::unique_ptr<Weight> pack(const WeightSource& source, int pieces,
@@ -105,6 +108,10 @@ class CudaBackend final : public Backend {
   // y = W x for a source of rows, whatever the weights' types and the plan.
   void multiply(const Source& s, std::int64_t m, Activations activations,
                 std::span<const LinearOutput> outputs, Epilogue epilogue, Plan plan);
+  // Whether a product can be taken in fp16, whatever its rows: a matter of the weights alone.
+  bool takes_half(const MultiplyArgs& a) const;
+  Fixed half_rows(const char* name, const Source& s, std::int64_t rows, const Matrix& w);
+  bool experts_half(const ExpertsArgs& a);  // false: its weights are not for that
   void multiply_kind(Source s, std::int64_t m, Activations activations,
                      std::span<const LinearOutput> outputs, Epilogue epilogue, Plan plan,
                      bool fixed);

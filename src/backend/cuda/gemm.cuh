@@ -20,13 +20,13 @@ __device__ __forceinline__ Where where_pair(const MultiplyArgs& a, int job, int 
   return {job < a.jobs ? &a.out[which] : nullptr, job};
 }
 
-// Rows of x and y of a block: kGemmRows that follow each other, or of a mixture the pairs of one
+// Rows of x and y of a block: `each` that follow each other, or of a mixture the pairs of one
 // expert.
 struct BlockRows {
   int row0, rows, matrix = 0, pairs;
   const int* order = nullptr;
-  __device__ __forceinline__ explicit BlockRows(const MultiplyArgs& a)
-      : row0(static_cast<int>(blockIdx.x) * kGemmRows), rows(a.m - row0), pairs(a.pairs) {
+  __device__ __forceinline__ explicit BlockRows(const MultiplyArgs& a, int each = kGemmRows)
+      : row0(static_cast<int>(blockIdx.x) * each), rows(a.m - row0), pairs(a.pairs) {
     if (a.groups == nullptr) return;
     const RowGroup group = a.groups[blockIdx.x];
     order = a.order + group.begin, rows = group.rows, matrix = group.matrix, row0 = 0;

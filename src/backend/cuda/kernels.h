@@ -46,6 +46,7 @@ struct Matrix {
   int pieces = 1;
   int piece_end[kMaxPieces] = {};  // stages
   bool regular = false;            // stage s begins at column 64 s
+  bool fits_half = false;          // no weight is too large for fp16
   int group_shift = -1;            // stage s has scales s >> group_shift, and no others; -1: not so
   const std::uint8_t* codes = nullptr;
   const std::uint8_t* scales = nullptr;
@@ -63,6 +64,8 @@ struct Fixed {
   void* words = nullptr;    // 128 bytes a row and stage
   RowMeta* meta = nullptr;  // [row][stage]
   bool straight = false;    // a limb's 64 bytes in the order of their columns: for gemm_wide.cu
+  // For gemm_half.cu: words are 64 halves a row and stage instead, times this [row].
+  float* row_scale = nullptr;
 };
 
 // Where rows of x come from.
@@ -141,6 +144,10 @@ bool can_gemm(const MultiplyArgs& a);
 std::size_t gemm_scratch(const MultiplyArgs& a);
 void launch_gemm(const Queue& q, MultiplyArgs a, float* scratch);
 void launch_gemm_wide(const Queue& q, MultiplyArgs a, float* scratch);  // of straight rows
+// In fp16, on Hopper, any number of rows (prepared by launch_prepare_half): not decode's bits.
+bool can_gemm_half(const MultiplyArgs& a);
+void launch_gemm_half(const Queue& q, MultiplyArgs a);
+void launch_prepare_half(const Queue& q, const Source& s, int m, int stages, const Fixed& to);
 // Rows of a source, prepared once: rounded into `fixed` (words not null), in fp32 into `real` (not
 // null), in the stages of w.
 void launch_prepare(const Queue& q, const Source& s, int m, int int8, const Matrix& w,
@@ -238,6 +245,7 @@ struct MixArgs {
   float* y;  // [m, n]
 };
 void launch_mix(const Queue& q, const MixArgs& a);
+void launch_mix_rows(const Queue& q, const MixArgs& a);  // parts are whole: [m * k][n], [m][n]
 
 // ops/top_logits.h; scratch: top_logits_scratch() bytes.
 inline constexpr int kTopLogitsRun = 4096, kTopLogitsKept = 64;

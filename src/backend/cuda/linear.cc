@@ -31,6 +31,20 @@ Fixed CudaBackend::fixed_rows(const char* name, std::int64_t rows, const Matrix&
   return {p, reinterpret_cast<RowMeta*>(p + cells * 128), straight};
 }
 
+bool CudaBackend::takes_half(const MultiplyArgs& a) const {
+  const auto row = static_cast<std::size_t>(a.out[0].w.k) * sizeof(float);
+  return q_.warpgroups && row + (4 << 10) <= q_.shared_limit && can_gemm_half(a);
+}
+
+Fixed CudaBackend::half_rows(const char* name, const Source& s, std::int64_t rows,
+                             const Matrix& w) {
+  const auto words = static_cast<std::size_t>(rows * w.stages) * 128;
+  char* const p = scratch<char>(name, words + static_cast<std::size_t>(rows) * sizeof(float));
+  const Fixed to{p, nullptr, false, reinterpret_cast<float*>(p + words)};
+  launch_prepare_half(q_, s, static_cast<int>(rows), w.stages, to);
+  return to;
+}
+
 // Outputs that all take integers, or all fp32.
 void CudaBackend::multiply_kind(Source s, std::int64_t m, Activations activations,
                                 std::span<const LinearOutput> outputs, Epilogue epilogue, Plan plan,
@@ -40,6 +54,10 @@ void CudaBackend::multiply_kind(Source s, std::int64_t m, Activations activation
   for (const LinearOutput& o : outputs) a.out[a.outputs++] = {matrix(o), o.bias, o.y, o.ldy};
   a.finish = epilogue == Epilogue::SwiGlu ? Finish::SwiGlu : Finish::Store;
   const Matrix& w = a.out[0].w;
+  if (fixed && activations == Activations::Half && takes_half(a)) {
+    a.fixed = half_rows("rows in halves", s, m, w);
+    return launch_gemm_half(q_, a);
+  }
   const bool as_it_is = !fixed && s.kind == Source::Plain;  // fp32, and nothing to make of x
   const bool gemv = fixed && can_gemv(q_, a), gemm = fixed && m > kMaxRows && can_gemm(a);
   const auto run = [&](bool fused) {

@@ -30,13 +30,17 @@ constexpr int kFewValues = 4608;
 void CudaBackend::router(const RouterArgs& a) {
   check(a);
   LinearOutput outputs[2];
-  add_rmsnorm_linear(linear_part(a, outputs));
+  AddRmsNormLinearArgs linear = linear_part(a, outputs);
+  // Which experts a token has is the one thing that rounding could turn over.
+  if (linear.activations == Activations::Half) linear.activations = Activations::Int16;
+  add_rmsnorm_linear(linear);
   launch_top_k(q_, a.logits, static_cast<int>(a.m), static_cast<int>(a.router->format().n),
                static_cast<int>(a.top_k), a.ids, a.weights);
 }
 
 void CudaBackend::experts(const ExpertsArgs& a) {
   check(a);
+  if (a.activations == Activations::Half && experts_half(a)) return;
   const auto m = static_cast<int>(a.m), k = static_cast<int>(a.top_k), pairs = m * k,
              count = static_cast<int>(a.gate->stack()), n = static_cast<int>(a.k);
   const auto grow = [&](const char* name, std::int64_t floats) {

@@ -198,6 +198,34 @@ __global__ void __launch_bounds__(kMixThreads) mix(const __grid_constant__ MixAr
   a.y[static_cast<std::int64_t>(token) * a.n + c] = good ? y : bits_float(0x7fffffff);
 }
 
+// Of whole rows: a thread four columns of a token.
+__global__ void __launch_bounds__(kMixThreads) mix_rows(const __grid_constant__ MixArgs a) {
+  start_next(), await_last();
+  const int token = static_cast<int>(blockIdx.y),
+            c = static_cast<int>(blockIdx.x * kMixThreads + threadIdx.x) * 4;
+  if (c >= a.n) return;
+  const auto add = [&](float weight, const float* part, float(&sum)[4]) {
+    if (a.n % 4 == 0) {
+      const float4 v = *reinterpret_cast<const float4*>(part + c);
+      sum[0] = fmaf(weight, v.x, sum[0]), sum[1] = fmaf(weight, v.y, sum[1]);
+      sum[2] = fmaf(weight, v.z, sum[2]), sum[3] = fmaf(weight, v.w, sum[3]);
+    } else {
+      for (int i = 0; i < 4 && c + i < a.n; ++i) sum[i] = fmaf(weight, part[c + i], sum[i]);
+    }
+  };
+  float sum[4] = {};
+  bool good = true;
+#pragma unroll 4
+  for (int i = 0; i < a.k; ++i) {
+    const std::int64_t pair = static_cast<std::int64_t>(token) * a.k + i;
+    good = good && a.ids[pair] >= 0 && a.ids[pair] < a.experts;
+    add(a.weights[pair], a.parts + pair * a.n, sum);
+  }
+  add(sigmoid(a.shared[token]), a.shared_parts + static_cast<std::int64_t>(token) * a.n, sum);
+  for (int i = 0; i < 4 && c + i < a.n; ++i)
+    a.y[static_cast<std::int64_t>(token) * a.n + c + i] = good ? sum[i] : bits_float(0x7fffffff);
+}
+
 }  // namespace
 
 void launch_top_k(const Queue& q, const float* logits, int m, int experts, int k, int* ids,
@@ -221,6 +249,12 @@ void launch_group_rows(const Queue& q, const int* ids, int m, int k, int experts
 void launch_mix(const Queue& q, const MixArgs& a) {
   const dim3 grid{static_cast<unsigned>((a.n + kLanes - 1) / kLanes), static_cast<unsigned>(a.m)};
   launch(q, "mix", mix, grid, kMixThreads, kMixThreads * sizeof(float), a);
+}
+void launch_mix_rows(const Queue& q, const MixArgs& a) {
+  constexpr int kColumns = 4 * kMixThreads;
+  const dim3 grid{static_cast<unsigned>((a.n + kColumns - 1) / kColumns),
+                  static_cast<unsigned>(a.m)};
+  launch(q, "mix_rows", mix_rows, grid, kMixThreads, 0, a);
 }
 
 }  // namespace nibble::NIBBLE_CUDA_NS

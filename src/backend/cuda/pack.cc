@@ -2,6 +2,7 @@
 // of tiles at a time, on the host; then to the device.
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <cstring>
 #include <mutex>
 
@@ -80,6 +81,8 @@ CudaWeight::CudaWeight(const WeightSource& source, int pieces, std::int64_t stac
       std::clamp<std::int64_t>((std::int64_t{1} << 20) / (kTile * format_.k), 1, 64);  // tiles
   const std::int64_t reads = (m.tiles + per_read - 1) / per_read;  // of a matrix
   std::atomic<std::int64_t> next{0};
+  std::atomic<bool> fits_half{true};
+  constexpr float kLargestScale = 65504.0f / 8;
   std::mutex queue;
   pool.run([&](int) {
     WeightRows canonical;
@@ -92,6 +95,8 @@ CudaWeight::CudaWeight(const WeightSource& source, int pieces, std::int64_t stac
       const std::int64_t row = matrix * rows + first * kTile,
                          count = std::min(rows, last * kTile) - first * kTile;
       source.read(row, count, canonical);
+      for (const float s : canonical.scales)
+        if (!(std::abs(s) <= kLargestScale)) fits_half = false;
       const auto n = static_cast<std::size_t>(last - first);
       codes.assign(n * tile_bytes, 0), records.assign(n * record_bytes, 0);
       for (std::int64_t t = first; t < last; ++t) {
@@ -107,6 +112,7 @@ CudaWeight::CudaWeight(const WeightSource& source, int pieces, std::int64_t stac
         copy_in(q, scales_.as<std::uint8_t>() + at * record_bytes, records.data(), records.size());
     }
   });
+  m.fits_half = fits_half;
 }
 
 // Rows first .. first + count of `rows` -> one tile, zeros elsewhere.

@@ -11,8 +11,8 @@ inline void copy_async8(void* shared, const void* global) {
 }
 inline void show_to_warpgroups() {}
 inline void warpgroup_begin() {}
-template <int N>
-inline void warpgroup_end(int (&)[N]) {}
+template <class T, int N>
+inline void warpgroup_end(T (&)[N]) {}
 
 template <bool U, int Octets>
 inline void warpgroup_mma(int (&c)[4 * Octets], std::uint32_t a0, std::uint32_t a1,
@@ -37,6 +37,30 @@ inline void warpgroup_mma(int (&c)[4 * Octets], std::uint32_t a0, std::uint32_t 
              static_cast<std::int8_t>(tile[n * 128 + ((j / 16) ^ n % 8) * 16 + j % 16]);
     }
     c[i] = sum;
+  }
+}
+
+template <int Octets>
+inline void warpgroup_mma_half(float (&c)[4 * Octets], std::uint32_t a0, std::uint32_t a1,
+                               std::uint32_t a2, std::uint32_t a3, const char* bytes) {
+  const std::uint32_t mine[] = {a0, a1, a2, a3};
+  const auto* all = emulate::exchange(mine, 4);
+  const unsigned lane = threadIdx.x & 31, g = lane / 4, t = lane % 4;
+  const std::uintptr_t at = reinterpret_cast<std::uintptr_t>(bytes), first = at % 128;
+  const char* const tile = bytes - at % 1024;
+  float a[2][16];  // rows g and g + 8
+  for (unsigned h = 0; h < 2; ++h)
+    for (unsigned k = 0; k < 16; ++k)
+      a[h][k] = from_half(
+          static_cast<std::uint16_t>(all[4 * g + k % 8 / 2][k / 8 * 2 + h] >> (16 * (k % 2))));
+  for (unsigned i = 0; i < 4 * Octets; ++i) {
+    const unsigned n = i / 4 * 8 + 2 * t + i % 2;
+    for (unsigned k = 0; k < 16; ++k) {
+      const std::size_t j = first + 2 * k;
+      std::uint16_t b;
+      std::memcpy(&b, tile + n * 128 + ((j / 16) ^ n % 8) * 16 + j % 16, 2);
+      c[i] += a[i / 2 % 2][k] * from_half(b);
+    }
   }
 }
 

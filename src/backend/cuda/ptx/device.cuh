@@ -123,6 +123,19 @@ __device__ __forceinline__ int round_int(float x) { return __float2int_rn(x); }
 __device__ __forceinline__ float from_half(std::uint16_t h) {
   return __half2float(__ushort_as_half(h));
 }
+__device__ __forceinline__ std::uint16_t to_half(float x) {
+  return __half_as_ushort(__float2half_rn(x));
+}
+// Two halves in a word.
+__device__ __forceinline__ std::uint32_t half2_fma(std::uint32_t a, std::uint32_t b,
+                                                   std::uint32_t c) {
+  asm("fma.rn.f16x2 %0, %0, %1, %2;" : "+r"(a) : "r"(b), "r"(c));
+  return a;
+}
+__device__ __forceinline__ std::uint32_t half2_mul(std::uint32_t a, std::uint32_t b) {
+  asm("mul.rn.f16x2 %0, %0, %1;" : "+r"(a) : "r"(b));
+  return a;
+}
 __device__ __forceinline__ float from_bf16(std::uint16_t h) {
   return __int_as_float(static_cast<int>(h) << 16);
 }

@@ -52,6 +52,12 @@ __device__ __forceinline__ void warpgroup_begin() {
   else                                                                                 \
     NIBBLE_WGMMA("64", type, NIBBLE_L32, "{%32,%33,%34,%35}, %36", "%37", NIBBLE_C32)
 
+// What tells the instructions where B lies.
+__device__ __forceinline__ std::uint64_t swizzled(const char* bytes) {
+  const auto at = static_cast<std::uint32_t>(__cvta_generic_to_shared(bytes));
+  constexpr std::uint64_t kSwizzle = std::uint64_t{1} << 62, kEightRows = std::uint64_t{64} << 32;
+  return kSwizzle | kEightRows | 1u << 16 | (at & 0x3ffff) >> 4;
+}
 // c [64, 8 Octets] = A B^T, or += (add): A of this warp's 16 rows in the fragments of mma.m16n8k32
 // (U: u8, else s8), B 8 Octets rows of 32 signed bytes from `bytes` on. c as of mma, 4 an octet.
 // Neither a nor c may be touched before warpgroup_end().
@@ -60,22 +66,60 @@ __device__ __forceinline__ void warpgroup_mma(int (&c)[4 * Octets], std::uint32_
                                               std::uint32_t a1, std::uint32_t a2, std::uint32_t a3,
                                               const char* bytes, bool add) {
   static_assert(Octets == 2 || Octets == 4 || Octets == 6 || Octets == 8);
-  const auto at = static_cast<std::uint32_t>(__cvta_generic_to_shared(bytes));
-  constexpr std::uint64_t kSwizzle = std::uint64_t{1} << 62, kEightRows = std::uint64_t{64} << 32;
-  const std::uint64_t b = kSwizzle | kEightRows | 1u << 16 | (at & 0x3ffff) >> 4;
+  const std::uint64_t b = swizzled(bytes);
   if constexpr (U) {
     NIBBLE_WGMMAS("u8");
   } else {
     NIBBLE_WGMMAS("s8");
   }
 }
+#undef NIBBLE_C8
+#define NIBBLE_C8(i)                                                                          \
+  "+f"(c[i]), "+f"(c[i + 1]), "+f"(c[i + 2]), "+f"(c[i + 3]), "+f"(c[i + 4]), "+f"(c[i + 5]), \
+      "+f"(c[i + 6]), "+f"(c[i + 7])
+#define NIBBLE_C64 NIBBLE_C32, NIBBLE_C8(32), NIBBLE_C8(40), NIBBLE_C8(48), NIBBLE_C8(56)
+#define NIBBLE_C80 NIBBLE_C64, NIBBLE_C8(64), NIBBLE_C8(72)
+#define NIBBLE_L64                                    \
+  NIBBLE_L32                                          \
+      ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42," \
+      "%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
+#define NIBBLE_L80                                                       \
+  NIBBLE_L64                                                             \
+      ",%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79"
+#define NIBBLE_WGMMA_HALF(n, list, inputs, ...)                                            \
+  asm volatile("wgmma.mma_async.sync.aligned.m64n" n "k16.f32.f16.f16 {" list "}, " inputs \
+               ", 1, 1, 1, 0;"                                                             \
+               : __VA_ARGS__                                                               \
+               : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b))
+
+// The same in fp16, c += A B^T in fp32: A in the fragments of mma.m16n8k16, B 8 Octets rows of 16
+// halves.
+template <int Octets>
+__device__ __forceinline__ void warpgroup_mma_half(float (&c)[4 * Octets], std::uint32_t a0,
+                                                   std::uint32_t a1, std::uint32_t a2,
+                                                   std::uint32_t a3, const char* bytes) {
+  const std::uint64_t b = swizzled(bytes);
+  static_assert(Octets == 2 || Octets == 4 || Octets == 8 || Octets == 16 || Octets == 20);
+  if constexpr (Octets == 2)
+    NIBBLE_WGMMA_HALF("16", NIBBLE_L8, "{%8,%9,%10,%11}, %12", NIBBLE_C8(0));
+  else if constexpr (Octets == 4)
+    NIBBLE_WGMMA_HALF("32", NIBBLE_L16, "{%16,%17,%18,%19}, %20", NIBBLE_C16);
+  else if constexpr (Octets == 8)
+    NIBBLE_WGMMA_HALF("64", NIBBLE_L32, "{%32,%33,%34,%35}, %36", NIBBLE_C32);
+  else if constexpr (Octets == 16)
+    NIBBLE_WGMMA_HALF("128", NIBBLE_L64, "{%64,%65,%66,%67}, %68", NIBBLE_C64);
+  else
+    NIBBLE_WGMMA_HALF("160", NIBBLE_L80, "{%80,%81,%82,%83}, %84", NIBBLE_C80);
+}
+__device__ __forceinline__ void hold_all(int& x) { asm volatile("" : "+r"(x)::"memory"); }
+__device__ __forceinline__ void hold_all(float& x) { asm volatile("" : "+f"(x)::"memory"); }
 // Waits for all of this warpgroup's products.
-template <int N>
-__device__ __forceinline__ void warpgroup_end(int (&c)[N]) {
+template <class T, int N>
+__device__ __forceinline__ void warpgroup_end(T (&c)[N]) {
   asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
   asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
 #pragma unroll
-  for (int i = 0; i < N; ++i) asm volatile("" : "+r"(c[i])::"memory");
+  for (int i = 0; i < N; ++i) hold_all(c[i]);
 }
 #endif
 
