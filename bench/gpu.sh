@@ -116,18 +116,21 @@ stage_sanitize() {
 }
 # Every kernel of the first step, which is not yet a graph: ncu fails on this program's graphs.
 stage_profile() {
-  local config test csv=${OUT:-/tmp}/profile.csv
+  local config
   for config in qwen3.6-27b qwen3.6-35b-a3b; do
-    for test in "--prompt 0 --generate 16" "--prompt 2048 --generate 0"; do
-      echo "== $config, 4 layers, $test"
-      with=(timeout 100 ncu --clock-control none --cache-control none -c 75 --csv --log-file "$csv"
-        --metrics gpu__time_duration.sum)
-      # shellcheck disable=SC2086
-      run nibble bench model --config "$config" --layers 4 --random-weights --device cuda \
-        --repeat 1 $test >/dev/null 2>&1 || echo "exit $?"
-      python3 bench/kernel_times.py "$csv"
-    done
+    profile_steps "$config" "--prompt 0 --generate 16"
+    profile_steps "$config" "--prompt 2048 --generate 0"
   done
+}
+profile_steps() {
+  local csv=${OUT:-/tmp}/profile.csv
+  echo "== $1, 4 layers, $2"
+  local with=(timeout 100 ncu --clock-control none --cache-control none -c 75 --csv --log-file "$csv"
+    --metrics gpu__time_duration.sum)
+  # shellcheck disable=SC2086
+  run nibble bench model --config "$1" --layers 4 --random-weights --device cuda \
+    --repeat 1 $2 >/dev/null 2>&1 || echo "exit $?"
+  python3 bench/kernel_times.py "$csv"
 }
 # Where a token's time goes: every launch of the replayed graphs, in order.
 stage_trace() {
@@ -139,6 +142,17 @@ stage_trace() {
     NIBBLE_CUDA_TRACE=$csv run nibble-trace bench model --config "$config" --random-weights \
       --device cuda --prompt 0 --generate 32 --depth 128 --repeat 1 --threads 0
     python3 bench/trace_table.py "$csv"
+  done
+}
+# Prompts in fp16: operations against their reference, the whole models, every kernel.
+stage_half() {
+  local config
+  with=(timeout 120)
+  run test_ops --gtest_filter='*Half*' --gtest_brief=1
+  for config in qwen3.6-27b qwen3.6-35b-a3b; do
+    run nibble bench model --config "$config" --random-weights --device cuda --generate 0 \
+      --prompt 2048 --repeat 3 --threads 0
+    profile_steps "$config" "--prompt 2048 --generate 0"
   done
 }
 model() {

@@ -25,10 +25,12 @@ __device__ __forceinline__ Where where_pair(const MultiplyArgs& a, int job, int 
 struct BlockRows {
   int row0, rows, matrix = 0, pairs;
   const int* order = nullptr;
-  __device__ __forceinline__ explicit BlockRows(const MultiplyArgs& a, int each = kGemmRows)
-      : row0(static_cast<int>(blockIdx.x) * each), rows(a.m - row0), pairs(a.pairs) {
+  __device__ __forceinline__ explicit BlockRows(const MultiplyArgs& a,
+                                                int block = static_cast<int>(blockIdx.x),
+                                                int each = kGemmRows)
+      : row0(block * each), rows(a.m - row0), pairs(a.pairs) {
     if (a.groups == nullptr) return;
-    const RowGroup group = a.groups[blockIdx.x];
+    const RowGroup group = a.groups[block];
     order = a.order + group.begin, rows = group.rows, matrix = group.matrix, row0 = 0;
   }
   // Row r of the block; past the end another one's, for nobody.

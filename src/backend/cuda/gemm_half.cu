@@ -3,16 +3,17 @@
 // fp32. K is one chain of instructions of 16 columns, whatever the tile: no bit of a row depends on
 // how many there are. (gemm_wide.cu is the same in exact integers, with decode's bits.)
 //
-// A block of 16 warps takes 16 tiles of W (with SwiGLU: 8 of gate and the same of up), a tile a
-// warp, and 8 Octets rows of x, of a mixture the pairs of one expert. Four warps multiply 64 rows
+// A job of a block of 16 warps is 16 tiles of W (with SwiGLU: 8 of gate and the same of up), a tile
+// a warp, and 8 Octets rows of x, of a mixture the pairs of one expert. Four warps multiply 64 rows
 // of W with all rows of x: so much of x serves 256 rows of W that the second cache keeps up, and
 // while some warps make halves of codes the matrix units have the others' products. Stages of 64
 // columns come through buffers in shared memory (cp.async), four between barriers: of x 128 bytes a
-// row, swizzled; of W 512 bytes of codes a tile and its scales.
+// row, swizzled; of W 512 bytes of codes a tile and its scales. A block stays for several jobs, and
+// the next one's first stages come while the last one's sums are stored.
 //
 // x (Fixed::words) [row][stage] 64 halves: of every 16 columns the even ones, then the odd ones,
 // which is how a byte pair of codes becomes two halves by one AND (kernels.h, Matrix).
-// Bytes of a block: W once; x once for 256 rows of W. Aliasing: ops/linear.h.
+// Bytes of a job: W once; x once for 256 rows of W. Aliasing: ops/linear.h.
 #include "backend/cuda/gemm.cuh"
 #include "backend/cuda/warpgroup.h"
 
@@ -23,12 +24,17 @@ constexpr int kWarps = 16, kThreads = 32 * kWarps, kRowBytes = 128, kSlotBytes =
               kAlign = 1024;
 constexpr int turn_of(int octets) { return octets > 16 ? 3 : 4; }  // stages between barriers
 
+// Tiles (pairs of them, with SwiGLU) in jobs.
+__host__ __device__ constexpr int blocks_of(int tiles, bool swiglu) {
+  return swiglu ? (tiles + kWarps / 2 - 1) / (kWarps / 2) : (tiles + kWarps - 1) / kWarps;
+}
+
 // Shared memory: inputs [buffers][rows], where the swizzle begins anew; slots [buffers][kWarps];
-// scales of x [rows].
+// scales of x [2][rows], of this job and the next.
 constexpr std::size_t shared_bytes(int octets) {
   const int rows = 8 * octets, buffers = 2 * turn_of(octets);
   return static_cast<std::size_t>(kAlign + buffers * (rows * kRowBytes + kWarps * kSlotBytes) +
-                                  rows * 4);
+                                  2 * rows * 4);
 }
 
 // Codes of columns 4 t + j of 16, low or high nibbles, of bytes 0 and 2 (j even, or of w >> 8 odd).
@@ -51,66 +57,85 @@ template <int Octets, bool Groups32>
 __global__ void __launch_bounds__(kThreads, 1) gemm_half(const __grid_constant__ MultiplyArgs a) {
 #ifdef NIBBLE_HAS_WARPGROUPS
   start_next(), await_last();
-  if (!has_rows(a)) return;
   constexpr int kRows = 8 * Octets, kInputBytes = kRows * kRowBytes, kTurn = turn_of(Octets),
                 kBuffers = 2 * kTurn;
   const int tid = static_cast<int>(threadIdx.x), lane = tid % 32, warp = tid / 32, g = lane / 4,
-            t = lane % 4, stages = a.out[0].w.stages;
-  const bool swiglu = a.finish == Finish::SwiGlu;
-  const BlockRows rows(a, kRows);
-  const int block = static_cast<int>(blockIdx.y);
-  const Where tile =
-      swiglu ? where_pair(a, block * (kWarps / 2) + warp % (kWarps / 2), warp / (kWarps / 2))
-             : where(a, block * kWarps + warp);
-  const TileBytes bytes(a, tile, rows.matrix);
+            t = lane % 4, stages = a.out[0].w.stages, step = static_cast<int>(gridDim.x);
+  const bool swiglu = a.finish == Finish::SwiGlu, grouped = a.groups != nullptr;
+  // Jobs: of blocks of rows, the same tiles of W one after the other; of groups, the same rows.
+  const int row_blocks = grouped ? *a.task_count : (a.m + kRows - 1) / kRows,
+            tile_blocks = blocks_of(a.jobs, swiglu), jobs = row_blocks * tile_blocks;
+  int job = static_cast<int>(blockIdx.x);
+  if (job >= jobs) return;
+  const auto rows_of = [&](int j) {
+    return BlockRows(a, grouped ? j / tile_blocks : j % row_blocks, kRows);
+  };
+  const auto tile_of = [&](int j) {
+    const int block = grouped ? j % tile_blocks : j / row_blocks;
+    return swiglu ? where_pair(a, block * (kWarps / 2) + warp % (kWarps / 2), warp / (kWarps / 2))
+                  : where(a, block * kWarps + warp);
+  };
 
   char* input = shared_memory();
   input += (kAlign - reinterpret_cast<std::uintptr_t>(input) % kAlign) % kAlign;
   char* const slots = input + kBuffers * kInputBytes + warp * kSlotBytes;
-  float* const x_scale =
+  float* const x_scales =
       reinterpret_cast<float*>(input + kBuffers * (kInputBytes + kWarps * kSlotBytes));
-  for (int r = tid; r < kRows; r += kThreads) x_scale[r] = a.fixed.row_scale[rows.x(r)];
 
   // This thread's parts of a stage of x: 16 bytes of every 64th row. Of rows that are not there
   // buffers have anything: their products are nobody's.
   constexpr int kParts = (kRows + 63) / 64;
   const int row = tid / 8, input_at = row * kRowBytes + (tid % 8 ^ row % 8) * 16;
-  const char* const words =
-      static_cast<const char*>(a.fixed.words) + rows.x(row) * stages * kRowBytes + tid % 8 * 16;
+  const char* words;
+  const std::uint8_t *codes, *scales;
+  int there, half = 0;  // rows to bring; which half of the buffers is next, and of x_scales
+  const auto turn_to = [&](int j) {
+    const BlockRows rows = rows_of(j);
+    const TileBytes bytes(a, tile_of(j), rows.matrix);
+    codes = bytes.codes, scales = bytes.scales, there = rows.rows < kRows ? rows.rows : kRows;
+    words =
+        static_cast<const char*>(a.fixed.words) + rows.x(row) * stages * kRowBytes + tid % 8 * 16;
+    for (int r = tid; r < kRows; r += kThreads)
+      x_scales[j / step % 2 * kRows + r] = a.fixed.row_scale[rows.x(r)];
+  };
   const auto bring = [&](int first) {
 #pragma unroll
     for (int i = 0; i < kTurn; ++i) {
-      const int s = first + i, buffer = s % kBuffers;
+      const int s = first + i;
       if (s >= stages) break;
+      char* const to = input + (half * kTurn + i) * kInputBytes + input_at;
 #pragma unroll
       for (int j = 0; j < kParts; ++j)
-        if (row + 64 * j < rows.rows && row + 64 * j < kRows)
-          copy_async16(input + buffer * kInputBytes + 64 * j * kRowBytes + input_at,
-                       words + (64 * j * stages + s) * kRowBytes);
-      char* slot = slots + buffer * (kWarps * kSlotBytes) + lane * 16;
-      copy_async16(slot, bytes.codes + static_cast<std::int64_t>(s) * 512);
+        if (row + 64 * j < there)
+          copy_async16(to + 64 * j * kRowBytes, words + (64 * j * stages + s) * kRowBytes);
+      char* const slot = slots + (half * kTurn + i) * (kWarps * kSlotBytes) + lane * 16;
+      copy_async16(slot, codes + static_cast<std::int64_t>(s) * 512);
       if (lane < (Groups32 ? 4 : 2))
-        copy_async16(slot + 512,
-                     bytes.scales + (Groups32 ? 2 * s : s >> a.out[0].w.group_shift) * 32);
+        copy_async16(slot + 512, scales + (Groups32 ? 2 * s : s >> a.out[0].w.group_shift) * 32);
     }
     copy_async_commit();
+    half ^= 1;
   };
 
-  const auto walk = [&](auto octets) {
+  const auto walk = [&](auto octets, bool more) {
     constexpr int kOctets = decltype(octets)::value, kValues = 4 * kOctets;  // value: 4 o + 2 h + e
     float sums[kValues] = {};
-    bring(0);
 #pragma unroll 1
     for (int first = 0; first < stages; first += kTurn) {
       copy_async_wait<0>();
       show_to_warpgroups();
       block_sync();  // these stages are there for all, and nobody reads the last ones
-      bring(first + kTurn);
+      const int now = half ^ 1;
+      if (first + kTurn < stages) {
+        bring(first + kTurn);
+      } else if (more) {
+        turn_to(job + step);
+        bring(0);
+      }
 #pragma unroll 1
-      for (int s = first; s < stages && s < first + kTurn; ++s) {
-        const int buffer = s % kBuffers;
-        const char *x = input + buffer * kInputBytes,
-                   *slot = slots + buffer * (kWarps * kSlotBytes);
+      for (int i = 0; i < kTurn && first + i < stages; ++i) {
+        const char *x = input + (now * kTurn + i) * kInputBytes,
+                   *slot = slots + (now * kTurn + i) * (kWarps * kSlotBytes);
         const uint4 v = *reinterpret_cast<const uint4*>(slot + lane * 16);
         const std::uint32_t w[4] = {v.x, v.y, v.z, v.w};
         std::uint32_t of[4][4];  // 16 columns; fragment
@@ -128,46 +153,67 @@ __global__ void __launch_bounds__(kThreads, 1) gemm_half(const __grid_constant__
         }
         warpgroup_begin();
 #pragma unroll
-        for (int i = 0; i < 4; ++i)
-          warpgroup_mma_half<kOctets>(sums, of[i][0], of[i][1], of[i][2], of[i][3], x + 32 * i);
+        for (int j = 0; j < 4; ++j)
+          warpgroup_mma_half<kOctets>(sums, of[j][0], of[j][1], of[j][2], of[j][3], x + 32 * j);
         warpgroup_end(sums);
       }
     }
 
-    const auto each = [&](auto&& f) {  // of the thread's sums that exist
-      if (tile.o == nullptr) return;
-#pragma unroll
-      for (int i = 0; i < kValues; ++i) {
-        const int r = i / 4 * 8 + 2 * t + i % 2, n = tile.tile * kTile + g + i / 2 % 2 * 8;
-        if (r >= rows.rows || n >= tile.o->w.n) continue;
-        const float y = sums[i] * x_scale[r];
-        f(i, rows.y(r), n, tile.o->bias != nullptr ? y + tile.o->bias[n] : y);
-      }
+    const BlockRows rows = rows_of(job);
+    const Where tile = tile_of(job);
+    const float* const x_scale = x_scales + job / step % 2 * kRows;
+    const auto has = [&](int i) {
+      return tile.o != nullptr && i / 4 * 8 + 2 * t + i % 2 < rows.rows &&
+             tile.tile * kTile + g + i / 2 % 2 * 8 < tile.o->w.n;
     };
-    if (!swiglu)
-      return each([&](int, int y, int n, float v) {
-        tile.o->y[static_cast<std::int64_t>(y) * tile.o->ldy + n] = v;
-      });
-    // Half of the warps have gate's, the others up's, which go through shared memory.
-    float* const up = reinterpret_cast<float*>(input) + tid % (kThreads / 2);
+    const auto value = [&](int i) {
+      const float y = sums[i] * x_scale[i / 4 * 8 + 2 * t + i % 2];
+      return tile.o->bias != nullptr ? y + tile.o->bias[tile.tile * kTile + g + i / 2 % 2 * 8] : y;
+    };
+    const auto store = [&](const Product& o, int i, float v) {
+      o.y[static_cast<std::int64_t>(rows.y(i / 4 * 8 + 2 * t + i % 2)) * o.ldy + tile.tile * kTile +
+          g + i / 2 % 2 * 8] = v;
+    };
+    if (!swiglu) {
+#pragma unroll
+      for (int i = 0; i < kValues; ++i)
+        if (has(i)) store(*tile.o, i, value(i));
+      return;
+    }
+    // Half of the warps have gate's, the others up's: either gives the other half of its values,
+    // through the buffers just read, and makes what it has both of.
+    const bool is_up = warp >= kWarps / 2;
+    float* const way =
+        reinterpret_cast<float*>(input + (half ^ (more ? 0 : 1)) * kTurn * kInputBytes) +
+        tid % (kThreads / 2);
     block_sync();
-    if (warp >= kWarps / 2) each([&](int i, int, int, float v) { up[i * (kThreads / 2)] = v; });
+#pragma unroll
+    for (int i = 0; i < kValues; ++i)
+      if ((i / 4 % 2 == 0) == is_up && has(i)) way[i * (kThreads / 2)] = value(i);
     block_sync();
-    if (warp < kWarps / 2)
-      each([&](int i, int y, int n, float v) {
-        tile.o->y[static_cast<std::int64_t>(y) * tile.o->ldy + n] =
-            silu(v) * up[i * (kThreads / 2)];
-      });
+#pragma unroll
+    for (int i = 0; i < kValues; ++i)
+      if ((i / 4 % 2 == 1) == is_up && has(i)) {
+        const float mine = value(i), other = way[i * (kThreads / 2)];
+        store(a.out[0], i, is_up ? silu_quick(other) * mine : silu_quick(mine) * other);
+      }
   };
-  if constexpr (Octets > 8) {
-    walk(Count<Octets>{});
-  } else {
-    if (rows.rows <= 16)
-      walk(Count<2>{});
-    else if (rows.rows <= 32)
-      walk(Count<4>{});
-    else
-      walk(Count<8>{});
+  turn_to(job);
+  bring(0);
+#pragma unroll 1
+  for (; job < jobs; job += step) {
+    const bool more = job + step < jobs;
+    if constexpr (Octets > 8) {
+      walk(Count<Octets>{}, more);
+    } else {
+      const int many = rows_of(job).rows;
+      if (many <= 16)
+        walk(Count<2>{}, more);
+      else if (many <= 32)
+        walk(Count<4>{}, more);
+      else
+        walk(Count<8>{}, more);
+    }
   }
 #endif
 }
@@ -193,23 +239,22 @@ bool can_gemm_half(const MultiplyArgs& a) {
 
 void launch_gemm_half(const Queue& q, MultiplyArgs a) {
   const Matrix& w = a.out[0].w;
-  const bool swiglu = a.finish == Finish::SwiGlu;
+  const bool swiglu = a.finish == Finish::SwiGlu, grouped = a.groups != nullptr;
   int tiles = 0;
   for (int i = 0; i < (swiglu ? 1 : a.outputs); ++i) tiles += a.out[i].w.tiles;
-  a.jobs = tiles;
-  const int each = swiglu ? kWarps / 2 : kWarps, y = (tiles + each - 1) / each;
-  // So many rows a block that the last blocks leave few multiprocessors idle.
+  const int each = swiglu ? kWarps / 2 : kWarps, most = q.blocks > 0 ? q.blocks : q.multiprocessors;
+  a.jobs = (tiles + each - 1) / each;  // for a block of rows
+  // So many rows at a time that the last jobs leave few multiprocessors idle.
+  const auto jobs = [&](int octets) { return (a.m + 8 * octets - 1) / (8 * octets) * tile_blocks; };
   const auto cost = [&](int octets) {
-    const int blocks = (a.m + 8 * octets - 1) / (8 * octets) * y;
-    return (blocks + q.multiprocessors - 1) / q.multiprocessors * (octets + 1);
+    return (jobs(octets) + q.multiprocessors - 1) / q.multiprocessors * (octets + 1);
   };
-  const bool grouped = a.groups != nullptr;
-  const int octets = grouped || a.m <= 64 ? 8 : cost(20) < cost(16) ? 20 : 16;
+  const int octets = grouped || a.m <= 64 ? 8 : !swiglu && cost(20) < cost(16) ? 20 : 16;
   const Kernel kernel = octets == 8    ? kernel_of<8>(w)
                         : octets == 16 ? kernel_of<16>(w)
                                        : kernel_of<20>(w);
-  const int x = grouped ? a.max_tasks : (a.m + 8 * octets - 1) / (8 * octets);
-  launch(q, "gemm_half", kernel, dim3{static_cast<unsigned>(x), static_cast<unsigned>(y)}, kThreads,
+  const int all = grouped ? a.max_tasks * tile_blocks : jobs(octets);
+  launch(q, "gemm_half", kernel, dim3{static_cast<unsigned>(all < most ? all : most)}, kThreads,
          shared_bytes(octets), a);
 }
 

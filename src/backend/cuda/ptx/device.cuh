@@ -123,6 +123,14 @@ __device__ __forceinline__ int round_int(float x) { return __float2int_rn(x); }
 __device__ __forceinline__ float from_half(std::uint16_t h) {
   return __half2float(__ushort_as_half(h));
 }
+__device__ __forceinline__ float exp2_quick(float x) {
+  asm("ex2.approx.ftz.f32 %0, %0;" : "+f"(x));
+  return x;
+}
+__device__ __forceinline__ float reciprocal_quick(float x) {
+  asm("rcp.approx.ftz.f32 %0, %0;" : "+f"(x));
+  return x;
+}
 __device__ __forceinline__ std::uint16_t to_half(float x) {
   return __half_as_ushort(__float2half_rn(x));
 }
