@@ -17,8 +17,8 @@ namespace nibble::NIBBLE_CUDA_NS {
 namespace {
 
 constexpr int kDim = 128, kChunk = 8, kWarps = 4, kGroups = 8;
-constexpr int kRecord = 20;        // floats: of slot j ^ i, w T beta; the outputs'; A_i; 3 unused
-constexpr int kPitch = kDim + 16;  // of rows in shared memory: other banks
+constexpr int kRecord = 16;           // floats: in slot j ^ i, w T beta; then the outputs'
+constexpr int kPitch = kDim + 16;     // of rows in shared memory: other banks
 constexpr int kFours = 2 * kDim / 4;  // of a row's k and q
 constexpr int kRuns = kMaxRows;       // sequences a launch
 
@@ -28,7 +28,7 @@ struct Runs {
 
 // A block: chunks that begin in rows 8 x .. 8 x + 7, key head y. qk [row][key head][k, q].
 __global__ void __launch_bounds__(32 * kChunk)
-    chunk_inputs(const __grid_constant__ RuleArgs a, float* qk, float* records) {
+    chunk_inputs(const __grid_constant__ RuleArgs a, float* qk, float* records, float* decays) {
   start_next(), await_last();
   const DeltaLayer& s = a.state;
   const int tid = static_cast<int>(threadIdx.x), lane = tid % 32, warp = tid / 32,
@@ -122,10 +122,10 @@ __global__ void __launch_bounds__(32 * kChunk)
         t[i] = i == j ? 1.0f : i > j ? -sum : 0.0f;
         out = i >= j ? fmaf(o[i * kChunk + i], t[i], out) : 0.0f;
         if (!works || i >= n) continue;
-        float* record =
-            records + (static_cast<std::int64_t>(first + i) * s.value_heads + head) * kRecord;
+        const std::int64_t of = static_cast<std::int64_t>(first + i) * s.value_heads + head;
+        float* record = records + of * kRecord;
         record[i ^ j] = w[i] * t[i] * beta_j, record[kChunk + (i ^ j)] = out * beta_j;
-        if (i == j) record[2 * kChunk] = own;
+        if (i == j) decays[of] = own;
       }
       warp_sync();  // m and o are the next head's
     }
@@ -135,7 +135,7 @@ __global__ void __launch_bounds__(32 * kChunk)
 template <int W>
 __global__ void __launch_bounds__(32 * kWarps)
     delta_rule_rows(const __grid_constant__ RuleArgs a, const __grid_constant__ Runs runs,
-                    const float* qk, const float* records, int keys) {
+                    const float* qk, const float* records, const float* decays, int keys) {
   start_next(), await_last();
   const DeltaLayer& s = a.state;
   const int tid = static_cast<int>(threadIdx.x), lane = tid % 32, warp = tid / 32, group = lane / 4;
@@ -158,39 +158,44 @@ __global__ void __launch_bounds__(32 * kWarps)
             column = unit_of(warp) % parts * 4 * W + lane % 4;
   const auto exists = [&](int w) { return active && column + 4 * w < s.value_dim; };
 
-  // Twice: [keys][k, q][slot][4][group] fours, then every warp's records.
+  // Twice: [keys][k, q][slot][4][group] fours, then every warp's records [token][part ^ token / 2].
   float4* const buffers = reinterpret_cast<float4*>(shared_memory());
-  const int buffer_fours = keys * kChunk * kFours + kWarps * kChunk * kRecord / 4;
-  const auto bring = [&](int at, int n, int buffer) {
+  const int buffer_fours = keys * kChunk * kFours + kWarps * kChunk * kRecord / 4,
+            my_key = (head / each - first_key) * kChunk * kFours + group,
+            my_records = keys * kChunk * kFours + warp * kChunk * kRecord / 4;
+  const int token[2] = {warp ^ tid % 8, (warp + kWarps) ^ tid % 8};  // that this thread brings
+  const float* const from_qk =
+      qk + (static_cast<std::int64_t>(first) * s.key_heads + first_key) * 2 * kDim + tid % 8 * 16 +
+      tid / 8 % 4 * 4;
+  const float* const from_records =
+      records + (static_cast<std::int64_t>(first) * s.value_heads + head) * kRecord + lane % 4 * 4;
+  const int to_record = my_records + group * 4 + (lane % 4 ^ group / 2);
+  const auto bring = [&](int at, int n, int buffer) {  // of tokens that are none, the last one's
     float4* to = buffers + buffer * buffer_fours;
-    const float* from =
-        qk + (static_cast<std::int64_t>(first + at) * s.key_heads + first_key) * 2 * kDim +
-        tid % 8 * 16 + tid / 8 % 4 * 4;
-    for (int key = 0; key < keys_here; ++key)
 #pragma unroll
-      for (int slot = 0; slot < kChunk; slot += kWarps) {
-        const int token = (slot + warp) ^ (tid % 8), is = token < n ? token : n - 1;
-        const float* x = from + (static_cast<std::int64_t>(is) * s.key_heads + key) * 2 * kDim;
-        float4* y = to + key * kChunk * kFours + slot * 32 + tid;
+    for (int i = 0; i < 2; ++i) {
+      const float* x = from_qk + static_cast<std::int64_t>(at + (token[i] < n ? token[i] : n - 1)) *
+                                     (s.key_heads * 2 * kDim);
+      float4* y = to + i * kWarps * 32 + tid;
+#pragma unroll 1
+      for (int key = 0; key < keys_here; ++key, x += 2 * kDim, y += kChunk * kFours)
         copy_async16(y, x), copy_async16(y + kChunk * kFours / 2, x + kDim);
-      }
-    to += keys * kChunk * kFours + warp * kChunk * kRecord / 4;
-    for (int i = lane; i < kChunk * kRecord / 4; i += 32) {
-      const int token = i / (kRecord / 4), is = token < n ? token : n - 1;
-      copy_async16(
-          to + i,
-          records + (static_cast<std::int64_t>(first + at + is) * s.value_heads + head) * kRecord +
-              i % (kRecord / 4) * 4);
     }
+    copy_async16(to + to_record,
+                 from_records + static_cast<std::int64_t>(at + (group < n ? group : n - 1)) *
+                                    (s.value_heads * kRecord));
     copy_async_commit();
   };
-  float v[W], v_next[W];
+  float v[W], v_next[W], decay_next;
+  const float* const from_v = a.qkv + static_cast<std::int64_t>(first) * s.channels +
+                              2 * s.key_heads * kDim + head * s.value_dim + column;
+  const float* const from_decay = decays + static_cast<std::int64_t>(first) * s.value_heads + head;
   const auto values = [&](int at, int n) {  // of the group's token
-    const float* from =
-        a.qkv + static_cast<std::int64_t>(first + at + (group < n ? group : n - 1)) * s.channels +
-        2 * s.key_heads * kDim + head * s.value_dim + column;
+    const int row = at + (group < n ? group : n - 1);
+    const float* x = from_v + static_cast<std::int64_t>(row) * s.channels;
 #pragma unroll
-    for (int w = 0; w < W; ++w) v_next[w] = exists(w) ? from[4 * w] : 0.0f;
+    for (int w = 0; w < W; ++w) v_next[w] = exists(w) ? x[4 * w] : 0.0f;
+    decay_next = from_decay[static_cast<std::int64_t>(row) * s.value_heads];
   };
   int n = kChunk - position % kChunk;
   n = n < count ? n : count;
@@ -238,13 +243,15 @@ __global__ void __launch_bounds__(32 * kWarps)
         for (int w = 0; w < W; ++w) sum[t][w] = sum[t][w] + shuffle_xor(sum[t + half][w], 4 * half);
   };
 
+  float* const to_out =
+      a.out + (static_cast<std::int64_t>(first + group) * s.value_heads + head) * s.value_dim +
+      column;
   for (int at = 0, buffer = 0; at < count; buffer ^= 1) {
     copy_async_wait<0>();
     block_sync();  // nobody needs the other buffer any more
-    const float4* k =
-        buffers + buffer * buffer_fours + (head / each - first_key) * kChunk * kFours + group;
-    const float4* record = buffers + buffer * buffer_fours + keys * kChunk * kFours +
-                           (warp * kChunk + group) * kRecord / 4;
+    const float4 *k = buffers + buffer * buffer_fours + my_key,
+                 *record = buffers + buffer * buffer_fours + my_records + group * 4;
+    const float own = decay_next, all = shuffle(own, 31);
 #pragma unroll
     for (int w = 0; w < W; ++w) v[w] = v_next[w];
     const int here = at, now = n;
@@ -254,12 +261,13 @@ __global__ void __launch_bounds__(32 * kWarps)
     float p[kChunk][W], o[kChunk][W];
     walk(k, p), meet(p);
     walk(k + kChunk * kFours / 2, o);
-    const float4 record4[4] = {record[0], record[1], record[2], record[3]};
-    const float own = record[4].x, all = shuffle(own, 31);
-    const float to_d[kChunk] = {record4[0].x, record4[0].y, record4[0].z, record4[0].w,
-                                record4[1].x, record4[1].y, record4[1].z, record4[1].w},
-                to_o[kChunk] = {record4[2].x, record4[2].y, record4[2].z, record4[2].w,
-                                record4[3].x, record4[3].y, record4[3].z, record4[3].w};
+    float4 part[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) part[i] = record[i ^ group / 2];
+    const float to_d[kChunk] = {part[0].x, part[0].y, part[0].z, part[0].w,
+                                part[1].x, part[1].y, part[1].z, part[1].w},
+                to_o[kChunk] = {part[2].x, part[2].y, part[2].z, part[2].w,
+                                part[3].x, part[3].y, part[3].z, part[3].w};
     float d[kChunk][W], sum[W];
 #pragma unroll
     for (int w = 0; w < W; ++w) {
@@ -295,10 +303,7 @@ __global__ void __launch_bounds__(32 * kWarps)
         }
       }
     meet(o);
-    float* out =
-        a.out +
-        (static_cast<std::int64_t>(first + here + group) * s.value_heads + head) * s.value_dim +
-        column;
+    float* out = to_out + static_cast<std::int64_t>(here) * (s.value_heads * s.value_dim);
 #pragma unroll
     for (int w = 0; w < W; ++w)
       if (exists(w) && group < now) out[4 * w] = fmaf(own, o[0][w], sum[w]);
@@ -316,7 +321,8 @@ bool can_delta_rule_rows(const DeltaLayer& s) { return s.key_dim == kDim; }
 
 std::size_t rule_rows_scratch(const DeltaLayer& s, int m) {
   return static_cast<std::size_t>(m) *
-         static_cast<std::size_t>(s.key_heads * 2 * kDim + s.value_heads * kRecord) * sizeof(float);
+         static_cast<std::size_t>(s.key_heads * 2 * kDim + s.value_heads * (kRecord + 1)) *
+         sizeof(float);
 }
 
 void launch_delta_rule_rows(const Queue& q, const RuleArgs& a, const RowSpan* spans, int n,
@@ -324,11 +330,12 @@ void launch_delta_rule_rows(const Queue& q, const RuleArgs& a, const RowSpan* sp
   const DeltaLayer& s = a.state;
   float* const qk = static_cast<float*>(scratch);
   float* const records = qk + static_cast<std::size_t>(a.m * s.key_heads) * 2 * kDim;
+  float* const decays = records + static_cast<std::size_t>(a.m * s.value_heads) * kRecord;
   launch(
       q, "chunk_inputs", chunk_inputs,
       dim3{static_cast<unsigned>((a.m + kChunk - 1) / kChunk), static_cast<unsigned>(s.key_heads)},
       32 * kChunk, (2 * kChunk * kPitch + (1 + 2 * kChunk) * kChunk * kChunk) * sizeof(float), a,
-      qk, records);
+      qk, records, decays);
   // Where a scheduler has one warp, all of them work at the pace of its columns; W + 1/3: about
   // what a chunk costs.
   const int schedulers = 4 * (q.blocks > 0 ? q.blocks : q.multiprocessors);
@@ -358,7 +365,7 @@ void launch_delta_rule_rows(const Queue& q, const RuleArgs& a, const RowSpan* sp
            dim3{static_cast<unsigned>((units + kWarps - 1) / kWarps),
                 static_cast<unsigned>(by_rows ? a.m : many)},
            32 * kWarps, shared, a, runs, static_cast<const float*>(qk),
-           static_cast<const float*>(records), keys);
+           static_cast<const float*>(records), static_cast<const float*>(decays), keys);
   }
 }
 
