@@ -17,8 +17,9 @@ namespace nibble::NIBBLE_CUDA_NS {
 namespace {
 
 constexpr int kDim = 128, kChunk = 8, kWarps = 4, kGroups = 8;
-constexpr int kRecord = 16;           // floats: in slot j ^ i, w T beta; then the outputs'
-constexpr int kPitch = kDim + 16;     // of rows in shared memory: other banks
+constexpr int kRecord = 16;        // floats: in slot j ^ i, w T beta; then the outputs'
+constexpr int kPitch = kDim + 16;  // of rows in shared memory: other banks
+constexpr int kHeadPitch = 2 * kChunk * kChunk + 8;
 constexpr int kFours = 2 * kDim / 4;  // of a row's k and q
 constexpr int kRuns = kMaxRows;       // sequences a launch
 
@@ -37,7 +38,7 @@ __global__ void __launch_bounds__(32 * kChunk)
   float* const k = reinterpret_cast<float*>(shared_memory());
   float* const q = k + kChunk * kPitch;
   float* const dots = q + kChunk * kPitch;  // [i][j]: i >= j q_i . k_j, else k_i . k_j
-  float* const m = dots + kChunk * kChunk + warp * 2 * kChunk * kChunk;
+  float* const m = dots + kChunk * kChunk + (4 * warp + lane / kChunk) * kHeadPitch;
   float* const o = m + kChunk * kChunk;
   const int row = window + lane;
   const bool begins = row == 0 || row >= a.m || a.rows[row].slot != a.rows[row - 1].slot ||
@@ -86,30 +87,27 @@ __global__ void __launch_bounds__(32 * kChunk)
       if (tid % 4 == 0) dots[i * kChunk + j] = sum;
     }
     block_sync();
-    for (int head = key * each + warp; head < (key + 1) * each; head += kChunk) {
-      float alpha = 1, beta = 0;
-      if (lane < n) {
-        const std::int64_t of = static_cast<std::int64_t>(first + lane) * s.value_heads + head;
+    // Lane 8 h + j has column j of head h's: of the matrix to invert, of [A_ij q_i.k_j], of T.
+    for (int at_head = 4 * warp; at_head < each; at_head += 4 * kChunk) {
+      const int j = lane % kChunk, lead = lane - j;
+      const bool exists = at_head + lane / kChunk < each;
+      const int head = key * each + (exists ? at_head + lane / kChunk : each - 1);
+      float alpha = 1, beta_j = 0;
+      if (j < n) {
+        const std::int64_t of = static_cast<std::int64_t>(first + j) * s.value_heads + head;
         const float rate = 0.0f - exp_cut(a.a_log[head]);
-        alpha = exp_cut(rate * softplus(a.a[of] + a.dt_bias[head])), beta = sigmoid(a.b[of]);
+        alpha = exp_cut(rate * softplus(a.a[of] + a.dt_bias[head])), beta_j = sigmoid(a.b[of]);
       }
-      // Lane j has column j of all: of the matrix to invert, of [A_ij q_i.k_j], of T.
-      const int j = lane % kChunk;
-      const bool works = lane < kChunk;
-      const float beta_j = shuffle(beta, j);
-      float decay = 1, all = 1, own = 1, t[kChunk], w[kChunk];
+      float decay = 1, all = 1, own = 1, t[kChunk];
 #pragma unroll
       for (int i = 0; i < kChunk; ++i) {
-        const float alpha_i = shuffle(alpha, i), beta_i = shuffle(beta, i);
+        const float alpha_i = shuffle(alpha, lead + i), beta_i = shuffle(beta_j, lead + i);
         all = all * alpha_i;
         if (i == j) own = all;
         if (i > j) decay = decay * alpha_i;
-        if (works && i >= j) o[i * kChunk + j] = decay * dots[i * kChunk + j];
-        if (works && i > j) m[i * kChunk + j] = beta_i * decay * dots[j * kChunk + i];
+        if (i >= j) o[i * kChunk + j] = decay * dots[i * kChunk + j];
+        if (i > j) m[i * kChunk + j] = beta_i * decay * dots[j * kChunk + i];
       }
-      w[kChunk - 1] = 1;
-#pragma unroll
-      for (int i = kChunk - 2; i >= 0; --i) w[i] = w[i + 1] * shuffle(alpha, i + 1);
       warp_sync();
 #pragma unroll
       for (int i = 0; i < kChunk; ++i) {
@@ -121,13 +119,14 @@ __global__ void __launch_bounds__(32 * kChunk)
         }
         t[i] = i == j ? 1.0f : i > j ? -sum : 0.0f;
         out = i >= j ? fmaf(o[i * kChunk + i], t[i], out) : 0.0f;
-        if (!works || i >= n) continue;
+        const float left = shuffle(decay, lead + i);  // of what token i adds, at the chunk's end
+        if (!exists || i >= n) continue;
         const std::int64_t of = static_cast<std::int64_t>(first + i) * s.value_heads + head;
         float* record = records + of * kRecord;
-        record[i ^ j] = w[i] * t[i] * beta_j, record[kChunk + (i ^ j)] = out * beta_j;
+        record[i ^ j] = left * t[i] * beta_j, record[kChunk + (i ^ j)] = out * beta_j;
         if (i == j) decays[of] = own;
       }
-      warp_sync();  // m and o are the next head's
+      warp_sync();  // m and o are the next heads'
     }
   }
 }
@@ -167,10 +166,10 @@ __global__ void __launch_bounds__(32 * kWarps)
   const float* const from_qk =
       qk + (static_cast<std::int64_t>(first) * s.key_heads + first_key) * 2 * kDim + tid % 8 * 16 +
       tid / 8 % 4 * 4;
-  const float* const from_records =
-      records + (static_cast<std::int64_t>(first) * s.value_heads + head) * kRecord + lane % 4 * 4;
   const int to_record = my_records + group * 4 + (lane % 4 ^ group / 2);
-  const auto bring = [&](int at, int n, int buffer) {  // of tokens that are none, the last one's
+  float v[W], v_next[W], decay_next;
+  // Of tokens that are none, the last one's. The group's token's v comes into registers.
+  const auto bring = [&](int at, int n, int buffer) {
     float4* to = buffers + buffer * buffer_fours;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
@@ -181,25 +180,19 @@ __global__ void __launch_bounds__(32 * kWarps)
       for (int key = 0; key < keys_here; ++key, x += 2 * kDim, y += kChunk * kFours)
         copy_async16(y, x), copy_async16(y + kChunk * kFours / 2, x + kDim);
     }
-    copy_async16(to + to_record,
-                 from_records + static_cast<std::int64_t>(at + (group < n ? group : n - 1)) *
-                                    (s.value_heads * kRecord));
+    const std::int64_t row = first + at + (group < n ? group : n - 1),
+                       of = row * s.value_heads + head;
+    copy_async16(to + to_record, records + of * kRecord + lane % 4 * 4);
     copy_async_commit();
-  };
-  float v[W], v_next[W], decay_next;
-  const float* const from_v = a.qkv + static_cast<std::int64_t>(first) * s.channels +
-                              2 * s.key_heads * kDim + head * s.value_dim + column;
-  const float* const from_decay = decays + static_cast<std::int64_t>(first) * s.value_heads + head;
-  const auto values = [&](int at, int n) {  // of the group's token
-    const int row = at + (group < n ? group : n - 1);
-    const float* x = from_v + static_cast<std::int64_t>(row) * s.channels;
+    const float* x =
+        a.qkv + row * s.channels + 2 * s.key_heads * kDim + head * s.value_dim + column;
 #pragma unroll
     for (int w = 0; w < W; ++w) v_next[w] = exists(w) ? x[4 * w] : 0.0f;
-    decay_next = from_decay[static_cast<std::int64_t>(row) * s.value_heads];
+    decay_next = decays[of];
   };
   int n = kChunk - position % kChunk;
   n = n < count ? n : count;
-  bring(0, n, 0), values(0, n);
+  bring(0, n, 0);
 
   float held[16][W];
   float* const state = s.rule + a.rows[first].slot * s.rule_slot +
@@ -243,9 +236,6 @@ __global__ void __launch_bounds__(32 * kWarps)
         for (int w = 0; w < W; ++w) sum[t][w] = sum[t][w] + shuffle_xor(sum[t + half][w], 4 * half);
   };
 
-  float* const to_out =
-      a.out + (static_cast<std::int64_t>(first + group) * s.value_heads + head) * s.value_dim +
-      column;
   for (int at = 0, buffer = 0; at < count; buffer ^= 1) {
     copy_async_wait<0>();
     block_sync();  // nobody needs the other buffer any more
@@ -256,10 +246,12 @@ __global__ void __launch_bounds__(32 * kWarps)
     for (int w = 0; w < W; ++w) v[w] = v_next[w];
     const int here = at, now = n;
     at += n, n = count - at < kChunk ? count - at : kChunk;
-    if (n > 0) bring(at, n, buffer ^ 1), values(at, n);
+    if (n > 0) bring(at, n, buffer ^ 1);
 
     float p[kChunk][W], o[kChunk][W];
-    walk(k, p), meet(p);
+    walk(k, p);
+    if (W == 4) warp_sync();  // what was read is read again later: there are no registers for it
+    meet(p);
     walk(k + kChunk * kFours / 2, o);
     float4 part[4];
 #pragma unroll
@@ -303,7 +295,10 @@ __global__ void __launch_bounds__(32 * kWarps)
         }
       }
     meet(o);
-    float* out = to_out + static_cast<std::int64_t>(here) * (s.value_heads * s.value_dim);
+    float* out =
+        a.out +
+        (static_cast<std::int64_t>(first + here + group) * s.value_heads + head) * s.value_dim +
+        column;
 #pragma unroll
     for (int w = 0; w < W; ++w)
       if (exists(w) && group < now) out[4 * w] = fmaf(own, o[0][w], sum[w]);
@@ -331,11 +326,14 @@ void launch_delta_rule_rows(const Queue& q, const RuleArgs& a, const RowSpan* sp
   float* const qk = static_cast<float*>(scratch);
   float* const records = qk + static_cast<std::size_t>(a.m * s.key_heads) * 2 * kDim;
   float* const decays = records + static_cast<std::size_t>(a.m * s.value_heads) * kRecord;
+  const int each = s.value_heads / s.key_heads,
+            head_warps = (each + 3) / 4 < kChunk ? (each + 3) / 4 : kChunk;
+  const auto input_floats =
+      static_cast<std::size_t>(2 * kChunk * kPitch + kChunk * kChunk + head_warps * 4 * kHeadPitch);
   launch(
       q, "chunk_inputs", chunk_inputs,
       dim3{static_cast<unsigned>((a.m + kChunk - 1) / kChunk), static_cast<unsigned>(s.key_heads)},
-      32 * kChunk, (2 * kChunk * kPitch + (1 + 2 * kChunk) * kChunk * kChunk) * sizeof(float), a,
-      qk, records, decays);
+      32 * kChunk, input_floats * sizeof(float), a, qk, records, decays);
   // Where a scheduler has one warp, all of them work at the pace of its columns; W + 1/3: about
   // what a chunk costs.
   const int schedulers = 4 * (q.blocks > 0 ? q.blocks : q.multiprocessors);
@@ -346,7 +344,7 @@ void launch_delta_rule_rows(const Queue& q, const RuleArgs& a, const RowSpan* sp
               cost = (warps + schedulers - 1) / schedulers * (3 * w + 1);
     if (least == 0 || cost < least) least = cost, best = w;
   }
-  const int units = s.value_heads * parts(best), of_key = s.value_heads / s.key_heads * parts(best),
+  const int units = s.value_heads * parts(best), of_key = each * parts(best),
             most = (kWarps + of_key - 2) / of_key + 1,  // key heads that kWarps units touch
       keys = most < s.key_heads ? most : s.key_heads;
   const std::size_t shared =
