@@ -287,6 +287,9 @@ TEST(DeltaNet, HalfIsTheSameInCompany) {
                        const std::vector<std::int32_t>& at, std::vector<std::int64_t> steps) {
     const auto state = b.make_delta_state(shape_of(c, 10));
     std::vector<Result> r(inputs.size());
+    step(b, *state, std::vector(inputs.size(), of[inputs.size() - 1]), at, 0, 20, r,
+         Activations::Half);  // position 0 forgets
+    r = std::vector<Result>(inputs.size());
     std::int64_t p = 0;
     for (const std::int64_t m : steps)
       step(b, *state, inputs, at, p, m, r, Activations::Half), p += m;
