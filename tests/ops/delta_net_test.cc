@@ -49,7 +49,7 @@ struct Result {
 // Rows [p, p + m) of every given sequence in one step; returns each sequence's results appended.
 void step(Backend& b, DeltaState& state, const std::vector<const Inputs*>& of,
           const std::vector<std::int32_t>& slots, std::int64_t p, std::int64_t m,
-          std::vector<Result>& results) {
+          std::vector<Result>& results, Activations activations = Activations::Int16) {
   const DeltaShape& s = state.shape();
   std::vector<float> u, a, beta;
   std::vector<RowPlace> rows;
@@ -76,7 +76,8 @@ void step(Backend& b, DeltaState& state, const std::vector<const Inputs*>& of,
                 .rows = rows.data(),
                 .state = &state,
                 .layer = 1,
-                .out = out.data()});
+                .out = out.data(),
+                .activations = activations});
   const std::vector<float> convolved = y.copy(), o = out.copy();
   for (std::size_t i = 0; i < of.size(); ++i) {
     const auto part = [&](const std::vector<float>& x, std::int64_t w, std::vector<float>& to) {
@@ -88,11 +89,12 @@ void step(Backend& b, DeltaState& state, const std::vector<const Inputs*>& of,
   }
 }
 
-Result feed(Backend& b, const Case& c, const Inputs& in, std::int64_t chunk, std::int32_t slot) {
+Result feed(Backend& b, const Case& c, const Inputs& in, std::int64_t chunk, std::int32_t slot,
+            Activations activations = Activations::Int16) {
   const auto state = b.make_delta_state(shape_of(c, 3));
   std::vector<Result> r(1);
   for (std::int64_t p = 0; p < c.length; p += chunk)
-    step(b, *state, {&in}, {slot}, p, std::min(chunk, c.length - p), r);
+    step(b, *state, {&in}, {slot}, p, std::min(chunk, c.length - p), r, activations);
   for (std::int64_t h = 0; h < c.value_heads; ++h) {
     std::vector<float> s(size(c.key_dim * c.value_dim));
     state->read(1, slot, h, s.data());
@@ -127,6 +129,22 @@ struct Head {
   }
 };
 
+// 1e-5 of the head's largest, outputs and state; returns the largest output.
+double expect_near(const Case& c, const Result& r, std::int64_t h, const std::vector<double>& s,
+                   const std::vector<double>& want) {
+  double largest = 0, deepest = 0;
+  for (const double x : want) largest = std::max(largest, std::fabs(x));
+  for (const double x : s) deepest = std::max(deepest, std::fabs(x));
+  for (std::int64_t t = 0; t < c.length; ++t)
+    for (std::int64_t j = 0; j < c.value_dim; ++j)
+      EXPECT_NEAR(r.out[size((t * c.value_heads + h) * c.value_dim + j)],
+                  want[size(t * c.value_dim + j)], 1e-5 * largest)
+          << "head " << h << " token " << t;
+  for (std::size_t i = 0; i < s.size(); ++i)
+    EXPECT_NEAR(r.state[size(h) * s.size() + i], s[i], 1e-5 * deepest) << "head " << h;
+  return largest;
+}
+
 class DeltaNetTest : public testing::TestWithParam<Case> {};
 
 TEST_P(DeltaNetTest, MatchesReferenceAndBitsAgree) {
@@ -150,16 +168,7 @@ TEST_P(DeltaNetTest, MatchesReferenceAndBitsAgree) {
     const Head head(c, in, r.convolved, h);
     std::vector<double> s(size(c.key_dim * c.value_dim)), want(size(c.length * c.value_dim));
     delta_rule_reference(head.args, s.data(), want.data());
-    double largest = 0, deepest = 0;
-    for (const double x : want) largest = std::max(largest, std::fabs(x));
-    for (const double x : s) deepest = std::max(deepest, std::fabs(x));
-    for (std::int64_t t = 0; t < c.length; ++t)
-      for (std::int64_t j = 0; j < c.value_dim; ++j)
-        ASSERT_NEAR(r.out[size((t * c.value_heads + h) * c.value_dim + j)],
-                    want[size(t * c.value_dim + j)], 1e-5 * largest)
-            << "head " << h << " token " << t;
-    for (std::size_t i = 0; i < s.size(); ++i)
-      ASSERT_NEAR(r.state[size(h) * s.size() + i], s[i], 1e-5 * deepest) << "head " << h;
+    const double largest = expect_near(c, r, h, s, want);
     // Chunks of any size, ragged tails and a split in two calls give the recurrence.
     for (const std::int64_t chunk : {1, 4, 8, 64}) {
       std::vector<double> s2(s.size()), got(want.size());
@@ -186,6 +195,118 @@ INSTANTIATE_TEST_SUITE_P(All, DeltaNetTest,
                                          Case{1, 3, 128, 128, 4, 130}, Case{2, 6, 64, 48, 2, 33},
                                          Case{3, 3, 20, 24, 1, 9}, Case{1, 2, 7, 13, 5, 65},
                                          Case{16, 32, 8, 8, 4, 5}));
+
+// Activations::Half: a CUDA device's own order of sums; the emulator's, and a device's, where there
+// is one.
+const std::vector<std::unique_ptr<Backend>>& cuda_backends() {
+  static const auto all = [] {
+    auto v = emulated_backends();
+    try {
+      v.push_back(cuda::make(1));
+    } catch (const Error&) {
+    }
+    return v;
+  }();
+  return all;
+}
+
+class DeltaNetHalfTest : public testing::TestWithParam<Case> {};
+
+TEST_P(DeltaNetHalfTest, MatchesReferenceAndBitsAgree) {
+  const Case c = GetParam();
+  const Inputs in(c);
+  Result r;
+  for (const auto& b : cuda_backends()) {
+    const Result now = feed(*b, c, in, c.length, 0, Activations::Half);
+    if (r.out.empty()) {
+      r = now;
+      for (std::int64_t h = 0; h < c.value_heads; ++h) {
+        std::vector<double> s(size(c.key_dim * c.value_dim)), want(size(c.length * c.value_dim));
+        delta_rule_reference(Head(c, in, r.convolved, h).args, s.data(), want.data());
+        expect_near(c, r, h, s, want);
+        if (HasFailure()) return;
+      }
+      // It is another order of sums, where there is one.
+      ASSERT_EQ(same_bits(r.out, feed(*b, c, in, c.length, 0).out), c.key_dim != 128);
+    }
+    ASSERT_TRUE(same(now, r)) << b->describe();
+    for (const std::int64_t chunk : {8, 64, 128})
+      ASSERT_TRUE(same(feed(*b, c, in, chunk, 2, Activations::Half), r)) << b->describe() << chunk;
+    for (const std::int64_t length : {1, 5, 8, 9, 30}) {  // rows need none of those that follow
+      Case less = c;
+      less.length = std::min(length, c.length);
+      const std::vector<float> out = feed(*b, less, in, less.length, 1, Activations::Half).out;
+      ASSERT_TRUE(same_bits(out, {r.out.begin(), r.out.begin() + std::ssize(out)})) << length;
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(All, DeltaNetHalfTest,
+                         testing::Values(Case{1, 3, 128, 128, 4, 203}, Case{2, 2, 128, 48, 4, 75},
+                                         Case{5, 5, 128, 13, 2, 40}, Case{1, 12, 128, 20, 4, 17},
+                                         Case{2, 4, 32, 24, 4, 33}));
+
+// Many rows of sequences that begin and end anywhere, also within a few rows of each other.
+TEST(DeltaNet, ConvolutionOfManyRowsHasTheSameBits) {
+  const Case c{1, 1, 16, 270, 4, 1};
+  const std::int64_t channels = shape_of(c, 1).channels();
+  const Inputs taps(c);
+  const std::vector<std::vector<std::int64_t>> steps = {{15, 1, 2, 16, 3, 12, 47, 1, 1, 30},
+                                                        {1, 14, 3, 1, 2, 13, 5, 25, 2, 18},
+                                                        {1, 1, 1, 1, 1, 1, 1, 1, 1, 1}};
+  std::vector<std::vector<float>> want;
+  for (const auto& b : harness::backends()) {
+    const auto state = b->make_delta_state(shape_of(c, 10));
+    std::vector<std::int32_t> position(10);
+    for (std::size_t i = 0; i < steps.size(); ++i) {
+      std::vector<RowPlace> rows;
+      for (std::size_t s = 0; s < steps[i].size(); ++s)
+        for (std::int64_t r = 0; r < steps[i][s]; ++r)
+          rows.push_back({static_cast<std::int32_t>(9 - s), position[s]++});
+      const std::int64_t m = std::ssize(rows);
+      Buffer u(*b, random_floats(size(m * channels), 7 + static_cast<unsigned>(i))),
+          w(*b, taps.taps), y(*b, size(m * channels));
+      b->causal_conv({u.data(), w.data(), m, rows.data(), state.get(), 1, y.data()});
+      if (want.size() == i) want.push_back(y.copy());
+      ASSERT_TRUE(same_bits(y.copy(), want[i])) << b->describe() << " step " << i;
+    }
+  }
+}
+
+// Half: each of several sequences as alone, cut elsewhere, from any position; in steps of few rows,
+// which take their sequences from the rows, and of many.
+TEST(DeltaNet, HalfIsTheSameInCompany) {
+  const Case c{2, 4, 128, 24, 4, 150};
+  std::vector<Inputs> in;
+  for (unsigned i = 0; i < 10; ++i) in.emplace_back(c, 10 * i);
+  std::vector<const Inputs*> of;
+  std::vector<std::int32_t> slots;
+  for (const Inputs& i : in)
+    of.push_back(&i), slots.push_back(10 - static_cast<std::int32_t>(of.size()));
+  const auto run = [&](Backend& b, const std::vector<const Inputs*>& inputs,
+                       const std::vector<std::int32_t>& at, std::vector<std::int64_t> steps) {
+    const auto state = b.make_delta_state(shape_of(c, 10));
+    std::vector<Result> r(inputs.size());
+    step(b, *state, std::vector(inputs.size(), of[inputs.size() - 1]), at, 0, 20, r,
+         Activations::Half);  // position 0 forgets
+    r = std::vector<Result>(inputs.size());
+    std::int64_t p = 0;
+    for (const std::int64_t m : steps)
+      step(b, *state, inputs, at, p, m, r, Activations::Half), p += m;
+    return r;
+  };
+  for (const auto& b : cuda_backends()) {
+    const std::vector<Result> all = run(*b, of, slots, {3, 125, 22});
+    for (const std::size_t i : {0, 7, 8, 9}) {
+      const Result alone = run(*b, {of[i]}, {5}, {3, 61, 64, 22})[0];
+      EXPECT_TRUE(same_bits(alone.out, all[i].out)) << b->describe() << " " << i;
+    }
+    const std::vector<Result> few = run(*b, {of[3], of[4]}, {2, 7}, {3, 4, 1});
+    for (const std::size_t i : {0, 1})
+      EXPECT_TRUE(same_bits(run(*b, {of[3 + i]}, {1}, {3, 4, 1})[0].out, few[i].out))
+          << b->describe() << " " << i;
+  }
+}
 
 // Several sequences in a step: each as alone.
 TEST(DeltaNet, ASequenceIsTheSameInCompany) {

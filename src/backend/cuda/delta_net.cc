@@ -69,13 +69,19 @@ void CudaBackend::causal_conv(const CausalConvArgs& a) {
 void CudaBackend::delta_rule(const DeltaRuleArgs& a) {
   check(a);
   const auto& state = static_cast<const CudaDeltaState&>(*a.state);
-  row_runs("delta_rule", a.rows, a.m, state.shape());
+  const std::vector<RowRun> runs = row_runs("delta_rule", a.rows, a.m, state.shape());
   const DeltaLayer layer = state.layer(a.layer);
   const auto m = static_cast<int>(a.m);
-  const std::size_t bytes = rule_scratch(layer, m);
-  launch_delta_rule(
-      q_, {a.qkv, a.a, a.b, a.a_log, a.dt_bias, a.eps, m, places(a.rows, a.m), layer, a.out},
-      bytes > 0 ? scratch_bytes("inputs of the delta rule", bytes) : nullptr);
+  const bool chunks = a.activations == Activations::Half && can_delta_rule_rows(layer);
+  const std::size_t bytes = chunks ? rule_rows_scratch(layer, m) : rule_scratch(layer, m);
+  void* const scratch = bytes > 0 ? scratch_bytes("inputs of the delta rule", bytes) : nullptr;
+  const RuleArgs args{a.qkv, a.a,  a.b, a.a_log, a.dt_bias, a.eps, m, places(a.rows, a.m),
+                      layer, a.out};
+  if (!chunks) return launch_delta_rule(q_, args, scratch);
+  std::vector<RowSpan> spans;
+  for (const RowRun& r : runs)
+    spans.push_back({static_cast<int>(r.first), static_cast<int>(r.count)});
+  launch_delta_rule_rows(q_, args, spans.data(), static_cast<int>(spans.size()), scratch);
 }
 
 }  // namespace nibble::NIBBLE_CUDA_NS

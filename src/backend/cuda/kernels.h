@@ -224,6 +224,15 @@ struct RuleArgs {
 // Bytes of scratch that a launch of m rows needs.
 std::size_t rule_scratch(const DeltaLayer& s, int m);
 void launch_delta_rule(const Queue& q, const RuleArgs& a, void* scratch);
+// The same in chunks of eight tokens, in another order of sums: for Activations::Half. spans: each
+// sequence's rows.
+struct RowSpan {
+  int first, count;
+};
+bool can_delta_rule_rows(const DeltaLayer& s);
+std::size_t rule_rows_scratch(const DeltaLayer& s, int m);
+void launch_delta_rule_rows(const Queue& q, const RuleArgs& a, const RowSpan* spans, int n,
+                            void* scratch);
 
 void launch_top_k(const Queue& q, const float* logits, int m, int experts, int k, int* ids,
                   float* weights);

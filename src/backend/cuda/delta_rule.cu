@@ -1,98 +1,23 @@
-// The gated delta net token by token, in prefill too: causal convolution, then the delta rule, with
-// the CPU's sums (simd/delta_net.inl), so that decode, prefill and every split give the same bits.
+// The delta rule token by token, in prefill too, with the CPU's sums (simd/delta_net.inl), so that
+// decode, prefill and every split give the same bits. (delta_rule_rows.cu: prompts, faster.)
 //
-// conv: a thread a channel and row. delta_rule: block row y of a launch does its sequence's rows if
-// it is the first of them; others leave. A warp has 16 columns of a head's state, its lower lanes
-// the even rows of S and its upper lanes the odd ones (the CPU's two chains); an element of the
-// state belongs to one thread, which keeps it in a register (or shared memory) while all rows of
-// the call pass. The decay is applied when a row has been read, its update when the next one is:
-// one walk over S a row. rule_inputs: of many rows, what does not wait for the state.
-// Bytes: the state in and out once a call.
+// Block row y of a launch does its sequence's rows if it is the first of them; others leave. A warp
+// has 16 columns of a head's state, its lower lanes the even rows of S and its upper lanes the odd
+// ones (the CPU's two chains); an element of the state belongs to one thread, which keeps it in a
+// register (or shared memory) while all rows of the call pass. The decay is applied when a row has
+// been read, its update when the next one is: one walk over S a row. rule_inputs: of many rows,
+// what does not wait for the state. Bytes: the state in and out once a call.
 #include <type_traits>
 
 #include "backend/cuda/kernels.h"
 #include "backend/cuda/math.cuh"
+#include "backend/cuda/row_runs.cuh"
 
 namespace nibble::NIBBLE_CUDA_NS {
 namespace {
 
-constexpr int kThreads = 256, kColumns = 16, kRuleWarps = 2, kBatch = 8;
+constexpr int kColumns = 16, kRuleWarps = 2, kBatch = 8;
 constexpr int kAhead = 3;  // of a row's values, in fours
-
-// Rows come by copies, which no launch overlaps: where they are few, they are read before
-// await_last().
-__device__ __forceinline__ int slot_of(const Place* rows, int i, bool early) {
-  return early ? load_fresh(&rows[i].slot) : rows[i].slot;
-}
-// Rows [first, first + result) of one sequence; 0 where `first` is not its first. By whole warps.
-__device__ __forceinline__ int run_length(const Place* rows, int first, int m, bool early) {
-  const int slot = slot_of(rows, first, early), lane = static_cast<int>(threadIdx.x) % 32;
-  if (first > 0 && slot_of(rows, first - 1, early) == slot) return 0;
-  for (int at = first + 1;; at += 32) {
-    const int next = first_lane(at + lane >= m || slot_of(rows, at + lane, early) != slot);
-    if (next < 32) return at + next - first;
-  }
-}
-
-// A block computes row blockIdx.y; a sequence's first block also the rows that see the state, and
-// then the state: nobody else reads it. Taps: their number, held in registers so that no load waits
-// for another; 0: any.
-template <int Taps>
-__global__ void __launch_bounds__(kThreads) conv(const __grid_constant__ ConvArgs a) {
-  start_next();
-  constexpr int kHeld = Taps > 0 ? Taps : 1;
-  const int first = static_cast<int>(blockIdx.y), past = (Taps > 0 ? Taps : a.state.taps) - 1,
-            channels = a.state.channels, c = static_cast<int>(blockIdx.x * kThreads + threadIdx.x);
-  const float* weight = a.weight + (c < channels ? c : 0);
-  float w[kHeld] = {}, x[kHeld];
-#pragma unroll
-  for (int i = 0; i < Taps; ++i) w[i] = weight[static_cast<std::int64_t>(i) * channels];
-  const bool early = a.m <= kMaxRows;
-  if (!early) await_last();
-  const int slot = slot_of(a.rows, first, early);
-  const bool fresh = load_fresh(&a.rows[first].position) == 0;
-  int before = 0;  // rows of the same sequence just before, up to `past`
-  while (before < past && before < first && slot_of(a.rows, first - before - 1, early) == slot)
-    ++before;
-  if (before > 0 && before < past) return;
-  const bool leads = before == 0 && past > 0;
-  const int count = leads ? run_length(a.rows, first, a.m, early) : 1;
-  if (early) await_last();
-  if (c >= channels) return;
-  float* state = a.state.conv + slot * a.state.conv_slot + c;
-  const float* u = a.u + static_cast<std::int64_t>(first) * channels + c;
-  const auto row = [&](int r) {
-    const bool given = r >= -before;
-    const float* at = given ? u : state + static_cast<std::int64_t>(past) * channels;
-    const float value = at[static_cast<std::int64_t>(r) * channels];
-    return given || !fresh ? value : 0.0f;
-  };
-  const int own = leads ? past : 1;
-  for (int r = 0; r < (own < count ? own : count); ++r) {
-    float y;
-    if constexpr (Taps > 0) {
-#pragma unroll
-      for (int i = 0; i < Taps; ++i) x[i] = row(r - past + i);
-      y = w[0] * x[0];
-#pragma unroll
-      for (int i = 1; i < Taps; ++i) y = fmaf(w[i], x[i], y);
-    } else {
-      y = weight[0] * row(r - past);
-      for (int i = 1; i <= past; ++i)
-        y = fmaf(weight[static_cast<std::int64_t>(i) * channels], row(r - past + i), y);
-    }
-    a.y[static_cast<std::int64_t>(first + r) * channels + c] = silu(y);
-  }
-  if (!leads) return;
-    // What is read of the state lies above what was written.
-#pragma unroll
-  for (int i = 0; i < Taps - 1; ++i) x[i] = row(count - past + i);
-#pragma unroll
-  for (int i = 0; i < Taps - 1; ++i) state[static_cast<std::int64_t>(i) * channels] = x[i];
-  if constexpr (Taps == 0)
-    for (int i = 0; i < past; ++i)
-      state[static_cast<std::int64_t>(i) * channels] = row(count - past + i);
-}
 
 // Of one row and head: k . q of the normalised, and the gates.
 struct Row {
@@ -302,12 +227,6 @@ __global__ void __launch_bounds__(32 * kRuleWarps)
 }
 
 }  // namespace
-
-void launch_conv(const Queue& q, const ConvArgs& a) {
-  const dim3 grid{static_cast<unsigned>((a.state.channels + kThreads - 1) / kThreads),
-                  static_cast<unsigned>(a.m)};
-  launch(q, "conv", a.state.taps == 4 ? conv<4> : conv<0>, grid, kThreads, 0, a);
-}
 
 std::size_t rule_scratch(const DeltaLayer& s, int m) {
   if (s.key_dim != 128 || m <= kMaxRows) return 0;
