@@ -35,6 +35,10 @@ __device__ __forceinline__ float exp_cut(float x) {
 
 __device__ __forceinline__ float silu(float x) { return x / (1.0f + exp_cut(-x)); }
 __device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + exp_cut(-x)); }
+// Where bits are a device's own (Activations::Half).
+__device__ __forceinline__ float sigmoid_near(float x) {
+  return reciprocal_near(1.0f + exp2_near(x * -1.44269504f));
+}
 __device__ __forceinline__ float softplus(float x) {
   const float t = exp_cut(min_or(x, -x));
   const float s = t / (2.0f + t), s2 = s * s;
