@@ -5,13 +5,13 @@
 // where v_j is the value less its scale's power of two: what underflows in fp16 is no part of a
 // sum.
 //
-// keys_values_half, a block per 64 positions and kv head: the cache's integers become tiles of fp16
-// in the order of mma's fragments, once for all rows of a step.
-// attend_half: a block is a kv head and 128 rows, (position, query head) pairs of one group; a warp
-// has 16 of them and walks the sequence's tiles of 64 positions from position 0 on, its output in
-// registers. Tiles come by asynchronous copies, one ahead (132 KB; q takes 64 KB). A row's sums are
-// its own, whichever row of the matrix instruction it has: its bits depend on nothing but its past.
-// Reads per block: all tiles of the sequence so far, from L2; groups with most of them come first.
+// keys_values_half, two blocks per 64 positions and kv head: the cache's integers become tiles of
+// fp16 in the order of mma's fragments, once for all rows of a step. attend_half: a block is a kv
+// head and 128 rows, (position, query head) pairs of one group; a warp has 16 of them and walks the
+// sequence's tiles of 64 positions from position 0 on, its output in registers. Tiles come by
+// asynchronous copies, one ahead (132 KB; q takes 64 KB). A row's sums are its own, whichever row
+// of the matrix instruction it has: its bits depend on nothing but its past. Reads per block: all
+// tiles of the sequence so far, from L2; groups with most of them come first.
 #include <type_traits>
 
 #include "backend/cuda/split.cuh"
@@ -61,7 +61,7 @@ __global__ void __launch_bounds__(kThreads)
   start_next(), await_last();
   const HalfSequence& s = h.sequence[blockIdx.z];
   const KvLayer& c = h.of.cache;
-  const int block = static_cast<int>(blockIdx.x), kv = static_cast<int>(blockIdx.y),
+  const int block = static_cast<int>(blockIdx.x) / 2, kv = static_cast<int>(blockIdx.y),
             tid = static_cast<int>(threadIdx.x), eights = c.head_dim / 8;
   if (block >= s.blocks) return;
   const std::int64_t first = vector_index(c, {s.slot, block * kBlock}, kv);
@@ -69,20 +69,28 @@ __global__ void __launch_bounds__(kThreads)
                      static_cast<std::int64_t>(s.tile + kv * s.blocks + block) * kTileBytes;
   const uint4 zero = make_uint4(0, 0, 0, 0);
 
-  const uint4* keys =
-      reinterpret_cast<const uint4*>(static_cast<const std::int16_t*>(c.keys) + first * c.head_dim);
-  uint4* to = reinterpret_cast<uint4*>(tile);
+  if (blockIdx.x % 2 == 0) {
+    const uint4* keys = reinterpret_cast<const uint4*>(static_cast<const std::int16_t*>(c.keys) +
+                                                       first * c.head_dim);
+    uint4* to = reinterpret_cast<uint4*>(tile);
 #pragma unroll 4
-  for (int i = tid; i < kBlock * HD / 8; i += kThreads) {
-    const int key = i % kThreads / 4, eight = i / kThreads * 4 + i % 4;
-    const uint4 k = eight < eights ? keys[eight * kBlock + key] : zero;
-    to[i] = make_uint4(integers_to_halves(k.x), integers_to_halves(k.y), integers_to_halves(k.z),
-                       integers_to_halves(k.w));
+    for (int i = tid; i < kBlock * HD / 8; i += kThreads) {
+      const int key = i % kThreads / 4, eight = i / kThreads * 4 + i % 4;
+      const uint4 k = eight < eights ? keys[eight * kBlock + key] : zero;
+      to[i] = make_uint4(integers_to_halves(k.x), integers_to_halves(k.y), integers_to_halves(k.z),
+                         integers_to_halves(k.w));
+    }
+    float* scales = reinterpret_cast<float*>(tile + 2 * kPlane);
+    if (tid < kBlock) {
+      const Parts p = parts(c.value_scales[first + tid]);
+      scales[tid] = c.key_scales[first + tid];
+      scales[kBlock + tid] = p.power, scales[2 * kBlock + tid] = p.inverse;
+    }
+    return;
   }
-
   const uint4* values = reinterpret_cast<const uint4*>(static_cast<const std::int16_t*>(c.values) +
                                                        first * c.head_dim);
-  to = reinterpret_cast<uint4*>(tile + kPlane);
+  uint4* to = reinterpret_cast<uint4*>(tile + kPlane);
   for (int i = tid; i < HD; i += kThreads) {  // 8 dims of 8 keys
     const int t = i % 4, eight = i / 4 % (HD / 8), key0 = i / 4 / (HD / 8) * 32 + 2 * t;
     uint4 v[8];
@@ -107,20 +115,14 @@ __global__ void __launch_bounds__(kThreads)
       to[i / 4 * kLanes + 4 * g + t] = make_uint4(halves[0], halves[1], halves[2], halves[3]);
     }
   }
-
-  float* scales = reinterpret_cast<float*>(tile + 2 * kPlane);
-  if (tid < kBlock) {
-    const Parts p = parts(c.value_scales[first + tid]);
-    scales[tid] = c.key_scales[first + tid];
-    scales[kBlock + tid] = p.power, scales[2 * kBlock + tid] = p.inverse;
-  }
 }
 
-// Eight dims of q a lane and 32 dims, fp16, times a power of two that brings the largest to 2^14
-// and more. Returns what a product of it must be multiplied with.
+// Of a row of q, eight dims a lane and 32 dims: fp16, times a power of two that brings the largest
+// to 2^14 and more, into words 0 and 2 of A's fragments [dim / 16][lane]. Returns what a product
+// must be multiplied with.
 template <int HD>
 __device__ __forceinline__ float take_query(const float* q, int head_dim, int t, float scale,
-                                            uint4* to) {
+                                            std::uint32_t* to) {
   float4 x[HD / 32][2];
   int largest = 0;
 #pragma unroll
@@ -147,9 +149,12 @@ __device__ __forceinline__ float take_query(const float* q, int head_dim, int t,
   const float up = bits_float((254 + 14 - exponent) * (1 << 23));
 #pragma unroll
   for (int i = 0; i < HD / 32; ++i) {
-    const auto halves = [&](float a, float b) { return to_halves(a * up, b * up); };
-    to[i * 2 * kLanes] = make_uint4(halves(x[i][0].x, x[i][0].y), halves(x[i][0].z, x[i][0].w),
-                                    halves(x[i][1].x, x[i][1].y), halves(x[i][1].z, x[i][1].w));
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      std::uint32_t* words = to + (2 * i + j) * kLanes * 4;
+      words[0] = to_halves(x[i][j].x * up, x[i][j].y * up);
+      words[2] = to_halves(x[i][j].z * up, x[i][j].w * up);
+    }
   }
   return bits_float((exponent - 14) * (1 << 23)) * (scale * 1.44269504f);
 }
@@ -171,7 +176,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (first >= rows) return;
   const bool idle = first + 16 * warp >= rows;
 
-  char* const tiles = shared_memory();  // two, then q [warp][dim / 32][2][lane]
+  char* const tiles = shared_memory();  // two, then q [warp][dim / 16][lane]
   uint4* const q =
       reinterpret_cast<uint4*>(tiles + 2 * kTileBytes) + warp * (HD / 16) * kLanes + lane;
   struct Row {
@@ -199,9 +204,11 @@ __global__ void __launch_bounds__(kThreads, 1)
     const int i = first + 16 * warp + g + 8 * r, row = i / ratio;
     const int place = i < rows ? (group.row + row) * a.heads + kv * ratio + i % ratio : -1;
     if (t == 0) own[8 * r] = {place, group.position % kBlock + row};
+    if (t == 0 && place >= 0 && a.gate != nullptr)  // wanted at the end
+      prefetch(a.gate + static_cast<std::int64_t>(place) * a.gate_pitch, c.head_dim * 4);
     scale[r] =
         take_query<HD>(place < 0 ? nullptr : a.q + static_cast<std::int64_t>(place) * c.head_dim,
-                       c.head_dim, t, a.scale, q + r * kLanes);
+                       c.head_dim, t, a.scale, reinterpret_cast<std::uint32_t*>(q) + r);
   }
 
   const float none = bits_float(static_cast<int>(0xff800000u));
@@ -220,31 +227,37 @@ __global__ void __launch_bounds__(kThreads, 1)
     float s[8][4] = {};  // keys 8 n + 2 t, + 1 of row g, then of row g + 8
 #pragma unroll
     for (int i = 0; i < HD / 32; ++i) {
-      const uint4 low = q[2 * i * kLanes], high = q[(2 * i + 1) * kLanes];
+      const uint4 low = q[2 * i * kLanes], high = q[(2 * i + 1) * kLanes];  // 16 dims each
       uint4 k[8];
 #pragma unroll
       for (int n = 0; n < 8; ++n) k[n] = keys[(8 * i + n) * kLanes];
 #pragma unroll
-      for (int n = 0; n < 8; ++n) mma_f16(s[n], low.x, high.x, low.y, high.y, k[n].x, k[n].y);
+      for (int n = 0; n < 8; ++n) mma_f16(s[n], low.x, low.y, low.z, low.w, k[n].x, k[n].y);
 #pragma unroll
-      for (int n = 0; n < 8; ++n) mma_f16(s[n], low.z, high.z, low.w, high.w, k[n].z, k[n].w);
+      for (int n = 0; n < 8; ++n) mma_f16(s[n], high.x, high.y, high.z, high.w, k[n].z, k[n].w);
     }
 
-    float top[2] = {most[0], most[1]};
-    const int last[2] = {block + 1 == blocks ? own[0].last : kBlock,
-                         block + 1 == blocks ? own[8].last : kBlock};
 #pragma unroll
     for (int n = 0; n < 8; ++n) {
       const float2 of_key = scales[4 * n], power = scales[kBlock / 2 + 4 * n];
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int r = i / 2;
-        float& x = s[n][i];
-        x = fmaf(x * (i % 2 == 0 ? of_key.x : of_key.y), scale[r], i % 2 == 0 ? power.x : power.y);
-        if (8 * n + 2 * t + i % 2 > last[r]) x = none;
-        top[r] = fmaxf(top[r], x);
-      }
+      for (int i = 0; i < 4; ++i)
+        s[n][i] = fmaf(s[n][i] * (i % 2 == 0 ? of_key.x : of_key.y), scale[i / 2],
+                       i % 2 == 0 ? power.x : power.y);
     }
+    if (block + 1 == blocks) {
+      const int last[2] = {own[0].last - 2 * t, own[8].last - 2 * t};
+#pragma unroll
+      for (int n = 0; n < 8; ++n)
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+          if (8 * n + i % 2 > last[i / 2]) s[n][i] = none;
+    }
+    float top[2] = {most[0], most[1]};
+#pragma unroll
+    for (int n = 0; n < 8; ++n)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) top[i / 2] = fmaxf(top[i / 2], s[n][i]);
     float shrink[2];
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
@@ -352,7 +365,7 @@ void launch_attention_half(const Queue& q, const HalfAttendArgs& h) {
   with_dims(c.head_dim, [&](auto hd) {
     constexpr int kDims = decltype(hd)::value;
     launch(q, "keys_values_half", keys_values_half<kDims>,
-           dim3{static_cast<unsigned>(blocks), static_cast<unsigned>(c.kv_heads),
+           dim3{static_cast<unsigned>(2 * blocks), static_cast<unsigned>(c.kv_heads),
                 static_cast<unsigned>(h.sequences)},
            kThreads, 0, h);
     launch(q, "attend_half", attend_half<kDims>,
