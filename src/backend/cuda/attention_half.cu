@@ -9,7 +9,7 @@
 // fp16 in the order of mma's fragments, once for all rows of a step. attend_half: a block is a kv
 // head and 128 rows, (position, query head) pairs of one group; a warp has 16 of them and walks the
 // sequence's tiles of 64 positions from position 0 on, its output in registers. Tiles come by
-// asynchronous copies, one ahead (132 KB; q takes 64 KB). A row's sums are its own, whichever row
+// asynchronous copies, one ahead (132 KB; q takes 48 KB). A row's sums are its own, whichever row
 // of the matrix instruction it has: its bits depend on nothing but its past. Reads per block: all
 // tiles of the sequence so far, from L2; groups with most of them come first.
 #include <type_traits>
@@ -19,7 +19,8 @@
 namespace nibble::NIBBLE_CUDA_NS {
 namespace {
 
-constexpr int kThreads = 256, kRows = kThreads / kLanes * 16, kMostDims = 256;
+// Six warps, so that a prompt of 1,024 rows has blocks for all multiprocessors, twice for some.
+constexpr int kThreads = 6 * kLanes, kRows = kThreads / kLanes * 16, kMakers = 256, kMostDims = 256;
 constexpr float kUp = 15;                    // weights up to 2^15: fp16 has 39 bits below
 constexpr int kScaleBytes = 3 * kBlock * 4;  // of a tile: key_scale, power, 2^-power
 
@@ -55,7 +56,7 @@ __device__ __forceinline__ std::uint32_t integers_to_halves(std::uint32_t word) 
 //   values  [key / 32][dim / 8][lane]: dim g, keys 2 t, 2 t + 1 and those 8, 16 and 24 further on:
 //           B of two mma over 32 keys, as the scores' fragments follow each other
 template <int HD>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kMakers)
     keys_values_half(const __grid_constant__ HalfAttendArgs h) {
   constexpr int kPlane = plane_bytes(HD), kTileBytes = tile_bytes(HD);
   start_next(), await_last();
@@ -74,8 +75,8 @@ __global__ void __launch_bounds__(kThreads)
                                                        first * c.head_dim);
     uint4* to = reinterpret_cast<uint4*>(tile);
 #pragma unroll 4
-    for (int i = tid; i < kBlock * HD / 8; i += kThreads) {
-      const int key = i % kThreads / 4, eight = i / kThreads * 4 + i % 4;
+    for (int i = tid; i < kBlock * HD / 8; i += kMakers) {
+      const int key = i % kMakers / 4, eight = i / kMakers * 4 + i % 4;
       const uint4 k = eight < eights ? keys[eight * kBlock + key] : zero;
       to[i] = make_uint4(integers_to_halves(k.x), integers_to_halves(k.y), integers_to_halves(k.z),
                          integers_to_halves(k.w));
@@ -91,7 +92,7 @@ __global__ void __launch_bounds__(kThreads)
   const uint4* values = reinterpret_cast<const uint4*>(static_cast<const std::int16_t*>(c.values) +
                                                        first * c.head_dim);
   uint4* to = reinterpret_cast<uint4*>(tile + kPlane);
-  for (int i = tid; i < HD; i += kThreads) {  // 8 dims of 8 keys
+  for (int i = tid; i < HD; i += kMakers) {  // 8 dims of 8 keys
     const int t = i % 4, eight = i / 4 % (HD / 8), key0 = i / 4 / (HD / 8) * 32 + 2 * t;
     uint4 v[8];
     float mantissa[8];
@@ -163,6 +164,7 @@ template <int HD>
 __global__ void __launch_bounds__(kThreads, 1)
     attend_half(const __grid_constant__ HalfAttendArgs h) {
   constexpr int kPlane = plane_bytes(HD), kTileBytes = tile_bytes(HD);
+  constexpr int kTurn = kThreads * 16, kWhole = kTileBytes / kTurn * kTurn;  // of copies
   start_next(), await_last();
   const AttendArgs& a = h.of;
   const KvLayer& c = a.cache;
@@ -190,8 +192,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   const auto bring = [&](int block) {
     char* to = tiles + block % 2 * kTileBytes + tid * 16;
 #pragma unroll
-    for (int i = 0; i < 2 * kPlane; i += kThreads * 16) copy_async16(to + i, from + i);
-    if (tid < kScaleBytes / 16) copy_async16(to + 2 * kPlane, from + 2 * kPlane);
+    for (int i = 0; i < kWhole; i += kTurn) copy_async16(to + i, from + i);
+    if (tid * 16 < kTileBytes - kWhole) copy_async16(to + kWhole, from + kWhole);
     from += kTileBytes;
     copy_async_commit();
   };
@@ -367,7 +369,7 @@ void launch_attention_half(const Queue& q, const HalfAttendArgs& h) {
     launch(q, "keys_values_half", keys_values_half<kDims>,
            dim3{static_cast<unsigned>(2 * blocks), static_cast<unsigned>(c.kv_heads),
                 static_cast<unsigned>(h.sequences)},
-           kThreads, 0, h);
+           kMakers, 0, h);
     launch(q, "attend_half", attend_half<kDims>,
            dim3{static_cast<unsigned>(h.groups * parts * c.kv_heads)}, kThreads,
            shared_bytes(kDims), h);
