@@ -206,7 +206,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     const int i = first + 16 * warp + g + 8 * r, row = i / ratio;
     const int place = i < rows ? (group.row + row) * a.heads + kv * ratio + i % ratio : -1;
     if (t == 0) own[8 * r] = {place, group.position % kBlock + row};
-    if (t == 0 && place >= 0 && a.gate != nullptr)  // wanted at the end
+    if (t == 0 && place >= 0 && a.gate != nullptr && a.gate_pitch % 4 == 0)  // wanted at the end
       prefetch(a.gate + static_cast<std::int64_t>(place) * a.gate_pitch, c.head_dim * 4);
     scale[r] =
         take_query<HD>(place < 0 ? nullptr : a.q + static_cast<std::int64_t>(place) * c.head_dim,
@@ -317,18 +317,23 @@ __global__ void __launch_bounds__(kThreads, 1)
     const float* const gate = a.gate != nullptr ? a.gate + at * a.gate_pitch + 2 * t : nullptr;
 #pragma unroll
     for (int n0 = 0; n0 < HD / 8; n0 += 8) {
-      float2 of_gate[8];
+      float x[16];  // what the gate lets through: all loads before their use
+#pragma unroll
+      for (int i = 0; i < 16; ++i) x[i] = 1.0f;
+      if (gate != nullptr) {
+#pragma unroll
+        for (int i = 0; i < 16; ++i) {
+          const int d = 8 * (n0 + i / 2);
+          x[i] = gate[(d < c.head_dim ? d : 0) + i % 2];
+        }
+#pragma unroll
+        for (int i = 0; i < 16; ++i) x[i] = sigmoid_near(x[i]);
+      }
 #pragma unroll
       for (int n = 0; n < 8; ++n)
-        if (gate != nullptr && 8 * (n0 + n) < c.head_dim)
-          of_gate[n] = {gate[8 * (n0 + n)], gate[8 * (n0 + n) + 1]};
-#pragma unroll
-      for (int n = 0; n < 8; ++n) {
-        if (8 * (n0 + n) >= c.head_dim) break;
-        float x = o[n0 + n][2 * r] * inverse, y = o[n0 + n][2 * r + 1] * inverse;
-        if (gate != nullptr) x = x * sigmoid_near(of_gate[n].x), y = y * sigmoid_near(of_gate[n].y);
-        *reinterpret_cast<float2*>(out + 8 * (n0 + n)) = make_float2(x, y);
-      }
+        if (8 * (n0 + n) < c.head_dim)
+          *reinterpret_cast<float2*>(out + 8 * (n0 + n)) = make_float2(
+              o[n0 + n][2 * r] * inverse * x[2 * n], o[n0 + n][2 * r + 1] * inverse * x[2 * n + 1]);
     }
   }
 }

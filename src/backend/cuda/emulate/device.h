@@ -172,6 +172,7 @@ inline int float_bits(float x) {
 inline float bits_float(int i) { return from_word<float>(static_cast<std::uint32_t>(i)); }
 inline int round_int(float x) { return static_cast<int>(__builtin_rintf(x)); }
 inline float from_half(std::uint16_t h) { return half_to_float(h); }
+inline float from_bf16(std::uint16_t h) { return bits_float(static_cast<int>(h) << 16); }
 inline std::uint32_t to_halves(float low, float high) {
   return float_to_half(low) | static_cast<std::uint32_t>(float_to_half(high)) << 16;
 }
@@ -183,6 +184,5 @@ inline float reciprocal_near(float x) {
   const float y = 1.0f / x;
   return std::fabs(y) < 0x1p-126f ? std::copysign(0.0f, y) : y;
 }
-inline float from_bf16(std::uint16_t h) { return bits_float(static_cast<int>(h) << 16); }
 
 }  // namespace nibble::NIBBLE_CUDA_NS

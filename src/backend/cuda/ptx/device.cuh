@@ -131,6 +131,9 @@ __device__ __forceinline__ int round_int(float x) { return __float2int_rn(x); }
 __device__ __forceinline__ float from_half(std::uint16_t h) {
   return __half2float(__ushort_as_half(h));
 }
+__device__ __forceinline__ float from_bf16(std::uint16_t h) {
+  return __int_as_float(static_cast<int>(h) << 16);
+}
 // Two values as fp16 in a word, the first one below.
 __device__ __forceinline__ std::uint32_t to_halves(float low, float high) {
   std::uint32_t w;
@@ -148,9 +151,6 @@ __device__ __forceinline__ float reciprocal_near(float x) {
   float y;
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
-}
-__device__ __forceinline__ float from_bf16(std::uint16_t h) {
-  return __int_as_float(static_cast<int>(h) << 16);
 }
 
 }  // namespace nibble::NIBBLE_CUDA_NS
