@@ -2,16 +2,17 @@
 //
 //   x_j = (q . k_j) key_scale_j scale log2(e) + power_j,   w_j = 2^(x_j - max x + 15)
 //   out = sum w_j v_j / sum w_j 2^-power_j   (* sigmoid(gate), when given)
-// where v_j is the value less its scale's power of two: what underflows in fp16 is no part of a
-// sum.
+// where v_j is the value less its scale's power of two: what fp16 loses is lost in the sums anyway.
 //
 // keys_values_half, two blocks per 64 positions and kv head: the cache's integers become tiles of
-// fp16 in the order of mma's fragments, once for all rows of a step. attend_half: a block is a kv
-// head and 128 rows, (position, query head) pairs of one group; a warp has 16 of them and walks the
-// sequence's tiles of 64 positions from position 0 on, its output in registers. Tiles come by
-// asynchronous copies, one ahead (132 KB; q takes 48 KB). A row's sums are its own, whichever row
-// of the matrix instruction it has: its bits depend on nothing but its past. Reads per block: all
-// tiles of the sequence so far, from L2; groups with most of them come first.
+// fp16 in the order of mma's fragments, once for all rows of a step.
+//
+// attend_half, a block per 96 rows, which are (position, query head) pairs of one group and kv
+// head: a warp has 16 of them and walks the sequence's tiles of 64 positions from position 0 on,
+// scores and output in registers. Tiles come by asynchronous copies, one ahead (132 KB; q takes 48
+// KB). A row's sums are its own, whichever row of the matrix instruction it has: its bits depend on
+// nothing but its past. A block reads all tiles of its past from L2; those with the longest come
+// first.
 #include <type_traits>
 
 #include "backend/cuda/split.cuh"
@@ -118,47 +119,49 @@ __global__ void __launch_bounds__(kMakers)
   }
 }
 
-// Of a row of q, eight dims a lane and 32 dims: fp16, times a power of two that brings the largest
-// to 2^14 and more, into words 0 and 2 of A's fragments [dim / 16][lane]. Returns what a product
-// must be multiplied with.
+// Eight of every 32 dims of a row of q, in fp32. null: zeros.
 template <int HD>
-__device__ __forceinline__ float take_query(const float* q, int head_dim, int t, float scale,
-                                            std::uint32_t* to) {
+struct Query {
   float4 x[HD / 32][2];
-  int largest = 0;
+  __device__ __forceinline__ Query(const float* q, int head_dim, int t) {
 #pragma unroll
-  for (int i = 0; i < HD / 32; ++i) {
-    const int d = 32 * i + 8 * t;
-    const float4* from = reinterpret_cast<const float4*>(q + d);
-    const bool there = q != nullptr && d < head_dim;
+    for (int i = 0; i < HD / 32; ++i) {
+      const int d = 32 * i + 8 * t;
+      const float4* from = reinterpret_cast<const float4*>(q + d);
 #pragma unroll
-    for (int j = 0; j < 2; ++j) {
-      x[i][j] = there ? from[j] : float4{0, 0, 0, 0};
-      const float four[4] = {x[i][j].x, x[i][j].y, x[i][j].z, x[i][j].w};
+      for (int j = 0; j < 2; ++j)
+        x[i][j] = q != nullptr && d < head_dim ? from[j] : float4{0, 0, 0, 0};
+    }
+  }
+  // In fp16, times a power of two that brings the row's largest to 2^14 and more, to words 0 and 2
+  // of A's fragments [dim / 16][lane]. Returns what brings a product to the scores' scale.
+  __device__ __forceinline__ float store(float scale, std::uint32_t* to) const {
+    int largest = 0;
+#pragma unroll
+    for (int i = 0; i < HD / 16; ++i) {
+      const float4& y = x[i / 2][i % 2];
+      const float four[4] = {y.x, y.y, y.z, y.w};
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
         const int bits = float_bits(four[k]) & 0x7fffffff;
         largest = bits > largest ? bits : largest;
       }
     }
-  }
-  for (int n = 1; n < 4; n *= 2) {
-    const int other = shuffle_xor(largest, n);
-    largest = other > largest ? other : largest;
-  }
-  const int field = largest >> 23, exponent = field > 20 ? field : 20;
-  const float up = bits_float((254 + 14 - exponent) * (1 << 23));
-#pragma unroll
-  for (int i = 0; i < HD / 32; ++i) {
-#pragma unroll
-    for (int j = 0; j < 2; ++j) {
-      std::uint32_t* words = to + (2 * i + j) * kLanes * 4;
-      words[0] = to_halves(x[i][j].x * up, x[i][j].y * up);
-      words[2] = to_halves(x[i][j].z * up, x[i][j].w * up);
+    for (int n = 1; n < 4; n *= 2) {
+      const int other = shuffle_xor(largest, n);
+      largest = other > largest ? other : largest;
     }
+    const int field = largest >> 23, exponent = field > 20 ? field : 20;
+    const float up = bits_float((254 + 14 - exponent) * (1 << 23));
+#pragma unroll
+    for (int i = 0; i < HD / 16; ++i) {
+      const float4& y = x[i / 2][i % 2];
+      to[i * kLanes * 4] = to_halves(y.x * up, y.y * up);
+      to[i * kLanes * 4 + 2] = to_halves(y.z * up, y.w * up);
+    }
+    return bits_float((exponent - 14) * (1 << 23)) * (scale * 1.44269504f);
   }
-  return bits_float((exponent - 14) * (1 << 23)) * (scale * 1.44269504f);
-}
+};
 
 template <int HD>
 __global__ void __launch_bounds__(kThreads, 1)
@@ -200,17 +203,20 @@ __global__ void __launch_bounds__(kThreads, 1)
   bring(0);
 
   // Rows g (r = 0) and g + 8 (1) of the warp's 16: kept apart, for registers are few.
-  float scale[2];
-#pragma unroll
-  for (int r = 0; r < 2; ++r) {
+  const auto query = [&](int r) {
     const int i = first + 16 * warp + g + 8 * r, row = i / ratio;
     const int place = i < rows ? (group.row + row) * a.heads + kv * ratio + i % ratio : -1;
     if (t == 0) own[8 * r] = {place, group.position % kBlock + row};
     if (t == 0 && place >= 0 && a.gate != nullptr && a.gate_pitch % 4 == 0)  // wanted at the end
       prefetch(a.gate + static_cast<std::int64_t>(place) * a.gate_pitch, c.head_dim * 4);
-    scale[r] =
-        take_query<HD>(place < 0 ? nullptr : a.q + static_cast<std::int64_t>(place) * c.head_dim,
-                       c.head_dim, t, a.scale, reinterpret_cast<std::uint32_t*>(q) + r);
+    return Query<HD>(place < 0 ? nullptr : a.q + static_cast<std::int64_t>(place) * c.head_dim,
+                     c.head_dim, t);
+  };
+  float scale[2];
+  {
+    const Query<HD> low = query(0), high = query(1);
+    scale[0] = low.store(a.scale, reinterpret_cast<std::uint32_t*>(q));
+    scale[1] = high.store(a.scale, reinterpret_cast<std::uint32_t*>(q) + 1);
   }
 
   const float none = bits_float(static_cast<int>(0xff800000u));
@@ -307,34 +313,32 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
 
 #pragma unroll
+  for (int n = 1; n < 4; n *= 2) {
+    sum[0] = sum[0] + shuffle_xor(sum[0], n);
+    sum[1] = sum[1] + shuffle_xor(sum[1], n);
+  }
+#pragma unroll
   for (int r = 0; r < 2; ++r) {
-    sum[r] = sum[r] + shuffle_xor(sum[r], 1);
-    sum[r] = sum[r] + shuffle_xor(sum[r], 2);
     const std::int64_t at = own[8 * r].place;
     if (at < 0) continue;
     const float inverse = 1.0f / sum[r];
     float* const out = a.out + at * c.head_dim + 2 * t;
     const float* const gate = a.gate != nullptr ? a.gate + at * a.gate_pitch + 2 * t : nullptr;
+    float x[HD / 4];  // what the gate lets through; all loads go out before the first is used
+    if (gate != nullptr) {
 #pragma unroll
-    for (int n0 = 0; n0 < HD / 8; n0 += 8) {
-      float x[16];  // what the gate lets through: all loads before their use
+      for (int i = 0; i < HD / 4; ++i) x[i] = gate[(4 * i < c.head_dim ? i / 2 * 8 : 0) + i % 2];
 #pragma unroll
-      for (int i = 0; i < 16; ++i) x[i] = 1.0f;
-      if (gate != nullptr) {
+      for (int i = 0; i < HD / 4; ++i) x[i] = sigmoid_near(x[i]);
+    } else {
 #pragma unroll
-        for (int i = 0; i < 16; ++i) {
-          const int d = 8 * (n0 + i / 2);
-          x[i] = gate[(d < c.head_dim ? d : 0) + i % 2];
-        }
-#pragma unroll
-        for (int i = 0; i < 16; ++i) x[i] = sigmoid_near(x[i]);
-      }
-#pragma unroll
-      for (int n = 0; n < 8; ++n)
-        if (8 * (n0 + n) < c.head_dim)
-          *reinterpret_cast<float2*>(out + 8 * (n0 + n)) = make_float2(
-              o[n0 + n][2 * r] * inverse * x[2 * n], o[n0 + n][2 * r + 1] * inverse * x[2 * n + 1]);
+      for (int i = 0; i < HD / 4; ++i) x[i] = 1.0f;
     }
+#pragma unroll
+    for (int n = 0; n < HD / 8; ++n)
+      if (8 * n < c.head_dim)
+        *reinterpret_cast<float2*>(out + 8 * n) =
+            make_float2(o[n][2 * r] * inverse * x[2 * n], o[n][2 * r + 1] * inverse * x[2 * n + 1]);
   }
 }
 
