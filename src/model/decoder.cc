@@ -88,7 +88,8 @@ class Decoder final : public Model {
     p.rope = rope_, p.delta_out = delta_, p.h[0] = h_[0], p.h[1] = h_[1];
     constexpr std::size_t kKept = 8;  // rows; larger steps are not worth keeping
     const auto key = step_key(a);
-    const bool keep = a.ids.size() <= kKept && !a.check_finite;
+    const bool keep = a.ids.size() <= kKept && !a.check_finite &&
+                      a.activations != Activations::Half;  // whose launches know the rows' places
     if (backend_.begin_step({a.ids, a.rows, a.logits_of}, keep ? std::span<const std::uint64_t>(key)
                                                                : std::span<const std::uint64_t>()))
       return;

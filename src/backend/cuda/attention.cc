@@ -1,5 +1,6 @@
 // rope_cache, attention and the KV cache.
 #include <algorithm>
+#include <bit>
 
 #include "backend/cuda/cuda_state.h"
 
@@ -106,7 +107,10 @@ void CudaBackend::attention(const AttentionArgs& a) {
   AttendArgs r{};
   r.q = a.q, r.gate = a.gate, r.gate_pitch = static_cast<int>(a.gate_pitch);
   r.m = static_cast<int>(a.m), r.heads = static_cast<int>(a.heads), r.scale = a.scale;
-  r.rows = places(a.rows, a.m), r.cache = cache.layer(a.layer), r.out = a.out;
+  r.cache = cache.layer(a.layer), r.out = a.out;
+  if (a.activations == Activations::Half && can_attend_half(q_, r.cache))
+    return attend_half(r, a.rows);
+  r.rows = places(a.rows, a.m);
   std::int64_t longest = 0;
   for (std::int64_t i = 0; i < a.m; ++i)
     longest = std::max<std::int64_t>(longest, a.rows[i].position + 1);
@@ -118,6 +122,50 @@ void CudaBackend::attention(const AttentionArgs& a) {
       "attention splits",
       static_cast<std::size_t>(a.m * a.heads * r.splits * (cache.shape().head_dim + 2)));
   launch_attention(q_, r);
+}
+
+// In launches of up to 64 groups; a sequence's tiles are made in each that has rows of it.
+void CudaBackend::attend_half(const AttendArgs& a, const RowPlace* rows) {
+  require(recording_.empty(), "cuda: attention of prompts cannot be recorded");  // it knows places
+  const auto block = [](int position) { return position / static_cast<int>(kAttentionBlock); };
+  struct Run {
+    int slot;
+    HalfGroup group;
+  };
+  std::vector<Run> runs;
+  for (int i = 0; i < a.m; ++i) {
+    const RowPlace& p = rows[i];
+    if (i > 0 && p.slot == rows[i - 1].slot && p.position == rows[i - 1].position + 1 &&
+        block(p.position) == block(rows[i - 1].position))
+      ++runs.back().group.rows;
+    else
+      runs.push_back({p.slot, {i, 1, p.position, 0}});
+  }
+  std::stable_sort(runs.begin(), runs.end(), [&](const Run& x, const Run& y) {
+    return block(x.group.position) > block(y.group.position);
+  });
+  for (std::size_t first = 0; first < runs.size(); first += kHalfGroups) {
+    HalfAttendArgs h{};
+    h.of = a;
+    int tiles = 0;
+    for (std::size_t i = first; i < runs.size() && h.groups < kHalfGroups; ++i) {
+      const auto begin = h.sequence, end = begin + h.sequences,
+                 known = std::find_if(begin, end,
+                                      [&](const HalfSequence&s) { return s.slot == runs[i].slot; });
+      if (known == end) {  // its longest group comes first
+        const int blocks = block(runs[i].group.position) + 1;
+        h.sequence[h.sequences++] = {runs[i].slot, blocks, tiles};
+        tiles += blocks * a.cache.kv_heads;
+      }
+      HalfGroup& g = h.group[h.groups++];
+      g = runs[i].group, g.sequence = static_cast<int>(known - begin);
+    }
+    // Doubled when it grows: a growing scratch drops the graphs.
+    h.tiles = scratch<std::byte>(
+        "keys and values in fp16",
+        std::bit_ceil(static_cast<std::size_t>(tiles)) * half_tile_bytes(a.cache.head_dim));
+    launch_attention_half(q_, h);
+  }
 }
 
 }  // namespace nibble::NIBBLE_CUDA_NS

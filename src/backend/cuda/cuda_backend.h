@@ -118,6 +118,7 @@ class CudaBackend final : public Backend {
   // run(fused) launches a plan. guess: where nothing is known, and nothing can be measured now.
   using PlanKey = std::vector<std::int64_t>;
   bool is_fused_faster(const PlanKey& key, bool guess, const std::function<void(bool)>& run);
+  void attend_half(const AttendArgs& a, const RowPlace* rows);
   Fixed fixed_rows(const char* name, std::int64_t rows, const Matrix& w, bool straight);
 
   Queue q_;

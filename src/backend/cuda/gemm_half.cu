@@ -195,7 +195,7 @@ __global__ void __launch_bounds__(kThreads, 1) gemm_half(const __grid_constant__
     for (int i = 0; i < kValues; ++i)
       if ((i / 4 % 2 == 1) == is_up && has(i)) {
         const float mine = value(i), other = way[i * (kThreads / 2)];
-        store(a.out[0], i, is_up ? silu_quick(other) * mine : silu_quick(mine) * other);
+        store(a.out[0], i, is_up ? silu_near(other) * mine : silu_near(mine) * other);
       }
   };
   turn_to(job);

@@ -198,6 +198,27 @@ void launch_attention(const Queue& q, const AttendArgs& a);
 inline constexpr int kAttendRows = 8;
 void launch_attend_rows(const Queue& q, const AttendArgs& a);  // its part where rows are in runs
 
+// The same in fp16 (attention_half.cu). A group: rows of one sequence and one block of 64
+// positions, both consecutive; a sequence: what its rows see of the cache, in tiles of 64
+// positions.
+inline constexpr int kHalfGroups = 64;
+struct HalfGroup {
+  int row, rows, position, sequence;  // first row, and its position
+};
+struct HalfSequence {
+  int slot, blocks, tile;  // tile: of block 0 of kv head 0; [kv head][block] follow
+};
+struct HalfAttendArgs {
+  AttendArgs of;  // without rows, parts, splits
+  void* tiles;    // half_tile_bytes() each
+  int groups, sequences;
+  HalfGroup group[kHalfGroups];  // those with the longest past first
+  HalfSequence sequence[kHalfGroups];
+};
+bool can_attend_half(const Queue& q, const KvLayer& c);
+std::size_t half_tile_bytes(int head_dim);
+void launch_attention_half(const Queue& q, const HalfAttendArgs& h);
+
 // One layer of a gated delta net's state, as the CPU keeps it: conv [slot][tap][channel], oldest
 // first; rule [slot][head][value_dim / 16][key_dim][16].
 struct DeltaLayer {

@@ -34,11 +34,12 @@ __device__ __forceinline__ float exp_cut(float x) {
 }
 
 __device__ __forceinline__ float silu(float x) { return x / (1.0f + exp_cut(-x)); }
-// The same within 1e-6, where the device's order and precision will do.
-__device__ __forceinline__ float silu_quick(float x) {
-  return x * reciprocal_quick(1.0f + exp2_quick(x * -1.44269504f));
-}
 __device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + exp_cut(-x)); }
+// Where bits are a device's own (Activations::Half).
+__device__ __forceinline__ float sigmoid_near(float x) {
+  return reciprocal_near(1.0f + exp2_near(x * -1.44269504f));
+}
+__device__ __forceinline__ float silu_near(float x) { return x * sigmoid_near(x); }
 __device__ __forceinline__ float softplus(float x) {
   const float t = exp_cut(min_or(x, -x));
   const float s = t / (2.0f + t), s2 = s * s;

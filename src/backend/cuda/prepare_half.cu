@@ -18,9 +18,7 @@ __device__ __forceinline__ void write_run(uint4* words, float up, At&& at) {
   for (int odd = 0; odd < 2; ++odd) {
     std::uint32_t pair[4];
 #pragma unroll
-    for (int j = 0; j < 4; ++j)
-      pair[j] = static_cast<std::uint32_t>(to_half(at(4 * j + odd) * up)) |
-                static_cast<std::uint32_t>(to_half(at(4 * j + 2 + odd) * up)) << 16;
+    for (int j = 0; j < 4; ++j) pair[j] = to_halves(at(4 * j + odd) * up, at(4 * j + 2 + odd) * up);
     words[odd] = make_uint4(pair[0], pair[1], pair[2], pair[3]);
   }
 }
@@ -112,7 +110,7 @@ __global__ void __launch_bounds__(kRowThreads)
       float w[kRun], z[kRun];
       load(s.weight, c % s.dim, w), load(s.other + at, c, z);
 #pragma unroll
-      for (int j = 0; j < kRun; ++j) v[i][j] = v[i][j] * inv * w[j] * silu_quick(z[j]);
+      for (int j = 0; j < kRun; ++j) v[i][j] = v[i][j] * inv * w[j] * silu_near(z[j]);
     }
   }
   int largest = 0;

@@ -135,6 +135,31 @@ inline void mma_s8s8(int (&c)[4], std::uint32_t a0, std::uint32_t a1, std::uint3
                      std::uint32_t a3, std::uint32_t b0, std::uint32_t b1) {
   mma<std::int8_t>(c, a0, a1, a2, a3, b0, b1);
 }
+// mma.m16n8k16 of fp16: of lane 4 g + t, a0..a3 hold row g, g + 8, g, g + 8 at columns 2 t, 2 t + 1
+// (a0, a1) and 8 further on; b0, b1 column g at those rows; c0..c3 as above. A device adds in an
+// order of its own; here a sum of 16 products and c is rounded once.
+inline void mma_f16(float (&c)[4], std::uint32_t a0, std::uint32_t a1, std::uint32_t a2,
+                    std::uint32_t a3, std::uint32_t b0, std::uint32_t b1) {
+  const std::uint32_t mine[] = {a0, a1, a2, a3, b0, b1};
+  const auto* all = emulate::exchange(mine, 6);
+  const unsigned lane = threadIdx.x & 31, g = lane / 4, t = lane % 4;
+  const auto half = [](std::uint32_t w, unsigned i) {
+    return half_to_float(static_cast<std::uint16_t>(w >> (16 * i)));
+  };
+  float a[2][16], b[2][16];
+  for (unsigned i = 0; i < 2; ++i)
+    for (unsigned k = 0; k < 16; ++k) {
+      const unsigned from = k % 8 / 2, word = k / 8;
+      a[i][k] = half(all[4 * g + from][2 * word + i], k % 2);
+      b[i][k] = half(all[4 * (2 * t + i) + from][4 + word], k % 2);
+    }
+  for (unsigned i = 0; i < 4; ++i) {
+    double sum = 0;
+    for (unsigned k = 0; k < 16; ++k)
+      sum += static_cast<double>(a[i / 2][k]) * static_cast<double>(b[i % 2][k]);
+    c[i] = static_cast<float>(sum + static_cast<double>(c[i]));
+  }
+}
 
 template <class T>
 inline void hold(T&) {}
@@ -147,8 +172,6 @@ inline int float_bits(float x) {
 inline float bits_float(int i) { return from_word<float>(static_cast<std::uint32_t>(i)); }
 inline int round_int(float x) { return static_cast<int>(__builtin_rintf(x)); }
 inline float from_half(std::uint16_t h) { return half_to_float(h); }
-inline float exp2_quick(float x) { return std::exp2(x); }
-inline float reciprocal_quick(float x) { return 1.0f / x; }
 inline std::uint16_t to_half(float x) { return float_to_half(x); }
 // Of halves: a float holds their product, and the rounding of a sum is made twice.
 inline std::uint32_t half2_fma(std::uint32_t a, std::uint32_t b, std::uint32_t c) {
@@ -163,5 +186,16 @@ inline std::uint32_t half2_mul(std::uint32_t a, std::uint32_t b) {
   return half2_fma(a, b, 0x80008000u);
 }
 inline float from_bf16(std::uint16_t h) { return bits_float(static_cast<int>(h) << 16); }
+inline std::uint32_t to_halves(float low, float high) {
+  return float_to_half(low) | static_cast<std::uint32_t>(float_to_half(high)) << 16;
+}
+inline float exp2_near(float x) {
+  const float y = std::exp2(x);
+  return y < 0x1p-126f ? 0.0f : y;
+}
+inline float reciprocal_near(float x) {
+  const float y = 1.0f / x;
+  return std::fabs(y) < 0x1p-126f ? std::copysign(0.0f, y) : y;
+}
 
 }  // namespace nibble::NIBBLE_CUDA_NS

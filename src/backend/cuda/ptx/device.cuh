@@ -110,6 +110,14 @@ __device__ __forceinline__ void mma_s8s8(int (&c)[4], std::uint32_t a0, std::uin
       : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
+__device__ __forceinline__ void mma_f16(float (&c)[4], std::uint32_t a0, std::uint32_t a1,
+                                        std::uint32_t a2, std::uint32_t a3, std::uint32_t b0,
+                                        std::uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},"
+      "{%0,%1,%2,%3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
 
 // What was loaded stays above: the compiler does not move the load to its use.
 __device__ __forceinline__ void hold(float& x) { asm volatile("" : "+f"(x)); }
@@ -122,14 +130,6 @@ __device__ __forceinline__ float bits_float(int i) { return __int_as_float(i); }
 __device__ __forceinline__ int round_int(float x) { return __float2int_rn(x); }
 __device__ __forceinline__ float from_half(std::uint16_t h) {
   return __half2float(__ushort_as_half(h));
-}
-__device__ __forceinline__ float exp2_quick(float x) {
-  asm("ex2.approx.ftz.f32 %0, %0;" : "+f"(x));
-  return x;
-}
-__device__ __forceinline__ float reciprocal_quick(float x) {
-  asm("rcp.approx.ftz.f32 %0, %0;" : "+f"(x));
-  return x;
 }
 __device__ __forceinline__ std::uint16_t to_half(float x) {
   return __half_as_ushort(__float2half_rn(x));
@@ -146,6 +146,24 @@ __device__ __forceinline__ std::uint32_t half2_mul(std::uint32_t a, std::uint32_
 }
 __device__ __forceinline__ float from_bf16(std::uint16_t h) {
   return __int_as_float(static_cast<int>(h) << 16);
+}
+// Two values as fp16 in a word, the first one below.
+__device__ __forceinline__ std::uint32_t to_halves(float low, float high) {
+  std::uint32_t w;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(w) : "f"(high), "f"(low));
+  return w;
+}
+// To 2 units in the last place, results below 2^-126 as 0; exact of 0, -Inf and NaN.
+__device__ __forceinline__ float exp2_near(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+// 1 / x to 1 unit in the last place, 0 of what is Inf or has a result below 2^-126.
+__device__ __forceinline__ float reciprocal_near(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
 }
 
 }  // namespace nibble::NIBBLE_CUDA_NS
