@@ -125,7 +125,7 @@ stage_profile() {
 profile_steps() {
   local csv=${OUT:-/tmp}/profile.csv
   echo "== $1, 4 layers, $2"
-  local with=(timeout 100 ncu --clock-control none --cache-control none -c 75 --csv --log-file "$csv"
+  local with=(timeout 100 ncu --clock-control none --cache-control none -c 140 --csv --log-file "$csv"
     --metrics gpu__time_duration.sum)
   # shellcheck disable=SC2086
   run nibble bench model --config "$1" --layers 4 --random-weights --device cuda \

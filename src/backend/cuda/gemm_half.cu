@@ -240,10 +240,10 @@ bool can_gemm_half(const MultiplyArgs& a) {
 void launch_gemm_half(const Queue& q, MultiplyArgs a) {
   const Matrix& w = a.out[0].w;
   const bool swiglu = a.finish == Finish::SwiGlu, grouped = a.groups != nullptr;
-  int tiles = 0;
-  for (int i = 0; i < (swiglu ? 1 : a.outputs); ++i) tiles += a.out[i].w.tiles;
-  const int each = swiglu ? kWarps / 2 : kWarps, most = q.blocks > 0 ? q.blocks : q.multiprocessors;
-  a.jobs = (tiles + each - 1) / each;  // for a block of rows
+  a.jobs = 0;
+  for (int i = 0; i < (swiglu ? 1 : a.outputs); ++i) a.jobs += a.out[i].w.tiles;
+  const int tile_blocks = blocks_of(a.jobs, swiglu),
+            most = q.blocks > 0 ? q.blocks : q.multiprocessors;
   // So many rows at a time that the last jobs leave few multiprocessors idle.
   const auto jobs = [&](int octets) { return (a.m + 8 * octets - 1) / (8 * octets) * tile_blocks; };
   const auto cost = [&](int octets) {

@@ -172,13 +172,12 @@ inline int float_bits(float x) {
 inline float bits_float(int i) { return from_word<float>(static_cast<std::uint32_t>(i)); }
 inline int round_int(float x) { return static_cast<int>(__builtin_rintf(x)); }
 inline float from_half(std::uint16_t h) { return half_to_float(h); }
-inline std::uint16_t to_half(float x) { return float_to_half(x); }
 // Of halves: a float holds their product, and the rounding of a sum is made twice.
 inline std::uint32_t half2_fma(std::uint32_t a, std::uint32_t b, std::uint32_t c) {
   std::uint32_t r = 0;
   for (int i = 0; i < 32; i += 16) {
     const auto of = [&](std::uint32_t w) { return from_half(static_cast<std::uint16_t>(w >> i)); };
-    r |= static_cast<std::uint32_t>(to_half(of(a) * of(b) + of(c))) << i;
+    r |= static_cast<std::uint32_t>(float_to_half(of(a) * of(b) + of(c))) << i;
   }
   return r;
 }

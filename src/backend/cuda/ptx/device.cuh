@@ -131,9 +131,6 @@ __device__ __forceinline__ int round_int(float x) { return __float2int_rn(x); }
 __device__ __forceinline__ float from_half(std::uint16_t h) {
   return __half2float(__ushort_as_half(h));
 }
-__device__ __forceinline__ std::uint16_t to_half(float x) {
-  return __half_as_ushort(__float2half_rn(x));
-}
 // Two halves in a word.
 __device__ __forceinline__ std::uint32_t half2_fma(std::uint32_t a, std::uint32_t b,
                                                    std::uint32_t c) {
