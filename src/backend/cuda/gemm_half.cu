@@ -6,10 +6,11 @@
 // A job of a block of 16 warps is 16 tiles of W (with SwiGLU: 8 of gate and the same of up), a tile
 // a warp, and 8 Octets rows of x, of a mixture the pairs of one expert. Four warps multiply 64 rows
 // of W with all rows of x: so much of x serves 256 rows of W that the second cache keeps up, and
-// while some warps make halves of codes the matrix units have the others' products. Stages of 64
-// columns come through buffers in shared memory (cp.async), four between barriers: of x 128 bytes a
-// row, swizzled; of W 512 bytes of codes a tile and its scales. A block stays for several jobs, and
-// the next one's first stages come while the last one's sums are stored.
+// while a warp makes halves of the codes of 32 columns, the matrix units have those of the 32
+// before. Stages of 64 columns come through a ring of buffers in shared memory (cp.async), two
+// between barriers: of x 128 bytes a row, swizzled; of W 512 bytes of codes a tile and its scales.
+// A block stays for several jobs, and the next one's first stages come while the last one's sums
+// are stored.
 //
 // x (Fixed::words) [row][stage] 64 halves: of every 16 columns the even ones, then the odd ones,
 // which is how a byte pair of codes becomes two halves by one AND (kernels.h, Matrix).
@@ -22,19 +23,23 @@ namespace {
 
 constexpr int kWarps = 16, kThreads = 32 * kWarps, kRowBytes = 128, kSlotBytes = 512 + 64,
               kAlign = 1024;
-constexpr int turn_of(int octets) { return octets > 16 ? 3 : 4; }  // stages between barriers
+constexpr int kTurn = 2;  // stages between barriers
+// Turns in the ring: the one at hand, the one before, whose last products may be under way, and
+// those to come.
+constexpr int ring_of(int octets) { return octets > 16 ? 3 : 4; }
 
 // Tiles (pairs of them, with SwiGLU) in jobs.
 __host__ __device__ constexpr int blocks_of(int tiles, bool swiglu) {
   return swiglu ? (tiles + kWarps / 2 - 1) / (kWarps / 2) : (tiles + kWarps - 1) / kWarps;
 }
 
-// Shared memory: inputs [buffers][rows], where the swizzle begins anew; slots [buffers][kWarps];
-// scales of x [2][rows], of this job and the next.
+// Shared memory: inputs [ring][kTurn][rows], where the swizzle begins anew; slots
+// [ring][kTurn][kWarps]; scales of x [kKept][rows], of this job and the next ones.
+constexpr int kKept = 4;
 constexpr std::size_t shared_bytes(int octets) {
-  const int rows = 8 * octets, buffers = 2 * turn_of(octets);
+  const int rows = 8 * octets, buffers = kTurn * ring_of(octets);
   return static_cast<std::size_t>(kAlign + buffers * (rows * kRowBytes + kWarps * kSlotBytes) +
-                                  2 * rows * 4);
+                                  kKept * rows * 4);
 }
 
 // Codes of columns 4 t + j of 16, low or high nibbles, of bytes 0 and 2 (j even, or of w >> 8 odd).
@@ -57,8 +62,8 @@ template <int Octets, bool Groups32>
 __global__ void __launch_bounds__(kThreads, 1) gemm_half(const __grid_constant__ MultiplyArgs a) {
 #ifdef NIBBLE_HAS_WARPGROUPS
   start_next(), await_last();
-  constexpr int kRows = 8 * Octets, kInputBytes = kRows * kRowBytes, kTurn = turn_of(Octets),
-                kBuffers = 2 * kTurn;
+  constexpr int kRows = 8 * Octets, kInputBytes = kRows * kRowBytes, kRing = ring_of(Octets),
+                kBuffers = kRing * kTurn;
   const int tid = static_cast<int>(threadIdx.x), lane = tid % 32, warp = tid / 32, g = lane / 4,
             t = lane % 4, stages = a.out[0].w.stages, step = static_cast<int>(gridDim.x);
   const bool swiglu = a.finish == Finish::SwiGlu, grouped = a.groups != nullptr;
@@ -88,7 +93,8 @@ __global__ void __launch_bounds__(kThreads, 1) gemm_half(const __grid_constant__
   const int row = tid / 8, input_at = row * kRowBytes + (tid % 8 ^ row % 8) * 16;
   const char* words;
   const std::uint8_t *codes, *scales;
-  int there, half = 0;  // rows to bring; which half of the buffers is next, and of x_scales
+  int there;                                     // rows
+  int fill_job = job, fill_stage = 0, fill = 0;  // what comes next, and where in the ring
   const auto turn_to = [&](int j) {
     const BlockRows rows = rows_of(j);
     const TileBytes bytes(a, tile_of(j), rows.matrix);
@@ -96,42 +102,44 @@ __global__ void __launch_bounds__(kThreads, 1) gemm_half(const __grid_constant__
     words =
         static_cast<const char*>(a.fixed.words) + rows.x(row) * stages * kRowBytes + tid % 8 * 16;
     for (int r = tid; r < kRows; r += kThreads)
-      x_scales[j / step % 2 * kRows + r] = a.fixed.row_scale[rows.x(r)];
+      x_scales[j / step % kKept * kRows + r] = a.fixed.row_scale[rows.x(r)];
   };
-  const auto bring = [&](int first) {
+  const auto bring = [&] {
+    if (fill_stage >= stages) {
+      fill_job += step, fill_stage = 0;
+      if (fill_job < jobs) turn_to(fill_job);
+    }
 #pragma unroll
     for (int i = 0; i < kTurn; ++i) {
-      const int s = first + i;
-      if (s >= stages) break;
-      char* const to = input + (half * kTurn + i) * kInputBytes + input_at;
+      const int s = fill_stage + i;
+      if (s >= stages || fill_job >= jobs) break;
+      char* const to = input + (fill * kTurn + i) * kInputBytes + input_at;
 #pragma unroll
       for (int j = 0; j < kParts; ++j)
         if (row + 64 * j < there)
           copy_async16(to + 64 * j * kRowBytes, words + (64 * j * stages + s) * kRowBytes);
-      char* const slot = slots + (half * kTurn + i) * (kWarps * kSlotBytes) + lane * 16;
+      char* const slot = slots + (fill * kTurn + i) * (kWarps * kSlotBytes) + lane * 16;
       copy_async16(slot, codes + static_cast<std::int64_t>(s) * 512);
       if (lane < (Groups32 ? 4 : 2))
         copy_async16(slot + 512, scales + (Groups32 ? 2 * s : s >> a.out[0].w.group_shift) * 32);
     }
     copy_async_commit();
-    half ^= 1;
+    fill_stage += kTurn, fill = fill + 1 < kRing ? fill + 1 : 0;
   };
 
-  const auto walk = [&](auto octets, bool more) {
+  int now = kRing - 1;  // the turn at hand, in the ring
+  const auto walk = [&](auto octets) {
     constexpr int kOctets = decltype(octets)::value, kValues = 4 * kOctets;  // value: 4 o + 2 h + e
-    float sums[kValues] = {};
+    constexpr bool kLate = kOctets == 16;  // products go on while codes are read; for others ptxas
+                                           // finds no registers for that
+    float sums[kValues];
 #pragma unroll 1
     for (int first = 0; first < stages; first += kTurn) {
-      copy_async_wait<0>();
+      now = now + 1 < kRing ? now + 1 : 0;
+      copy_async_wait<kRing - 3>();
       show_to_warpgroups();
-      block_sync();  // these stages are there for all, and nobody reads the last ones
-      const int now = half ^ 1;
-      if (first + kTurn < stages) {
-        bring(first + kTurn);
-      } else if (more) {
-        turn_to(job + step);
-        bring(0);
-      }
+      block_sync();  // this turn is there for all, and the one before the last is read
+      bring();
 #pragma unroll 1
       for (int i = 0; i < kTurn && first + i < stages; ++i) {
         const char *x = input + (now * kTurn + i) * kInputBytes,
@@ -143,6 +151,7 @@ __global__ void __launch_bounds__(kThreads, 1) gemm_half(const __grid_constant__
         for (int c = 0; c < 2; ++c) {
           const std::uint32_t both =
               *reinterpret_cast<const std::uint32_t*>(slot + 512 + (Groups32 ? 32 * c : 0) + 4 * g);
+          if (kLate) warpgroup_wait<1>();  // the registers of the stage before are free
 #pragma unroll
           for (int h = 0; h < 2; ++h) {  // rows g and g + 8
             const std::uint32_t scale = (both >> 16 * h & 0xffffu) * 0x10001u, u = w[2 * c + h];
@@ -150,18 +159,21 @@ __global__ void __launch_bounds__(kThreads, 1) gemm_half(const __grid_constant__
             of[2 * c + 1][h] = high_halves(u, scale);
             of[2 * c + 1][2 + h] = high_halves(u >> 8, scale);
           }
-        }
-        warpgroup_begin();
+          if (kLate || c == 0) warpgroup_begin();
 #pragma unroll
-        for (int j = 0; j < 4; ++j)
-          warpgroup_mma_half<kOctets>(sums, of[j][0], of[j][1], of[j][2], of[j][3], x + 32 * j);
-        warpgroup_end(sums);
+          for (int j = 2 * c; j < 2 * c + 2; ++j)
+            warpgroup_mma_half<kOctets>(sums, of[j][0], of[j][1], of[j][2], of[j][3], x + 32 * j,
+                                        first + i + j > 0);
+          if (kLate) warpgroup_commit();
+        }
+        if (!kLate) warpgroup_end(sums);
       }
     }
+    if (kLate) warpgroup_end(sums);
 
     const BlockRows rows = rows_of(job);
     const Where tile = tile_of(job);
-    const float* const x_scale = x_scales + job / step % 2 * kRows;
+    const float* const x_scale = x_scales + job / step % kKept * kRows;
     const auto has = [&](int i) {
       return tile.o != nullptr && i / 4 * 8 + 2 * t + i % 2 < rows.rows &&
              tile.tile * kTile + g + i / 2 % 2 * 8 < tile.o->w.n;
@@ -181,38 +193,41 @@ __global__ void __launch_bounds__(kThreads, 1) gemm_half(const __grid_constant__
       return;
     }
     // Half of the warps have gate's, the others up's: either gives the other half of its values,
-    // through the buffers just read, and makes what it has both of.
+    // through the buffers of the last two turns, and makes what it has both of.
     const bool is_up = warp >= kWarps / 2;
-    float* const way =
-        reinterpret_cast<float*>(input + (half ^ (more ? 0 : 1)) * kTurn * kInputBytes) +
-        tid % (kThreads / 2);
+    const auto way = [&](int i) -> float& {
+      const int turn = i < kValues / 2 ? now : now > 0 ? now - 1 : kRing - 1;
+      return reinterpret_cast<float*>(
+          input +
+          turn * kTurn * kInputBytes)[i % (kValues / 2) * (kThreads / 2) + tid % (kThreads / 2)];
+    };
     block_sync();
 #pragma unroll
     for (int i = 0; i < kValues; ++i)
-      if ((i / 4 % 2 == 0) == is_up && has(i)) way[i * (kThreads / 2)] = value(i);
+      if ((i / 4 % 2 == 0) == is_up && has(i)) way(i) = value(i);
     block_sync();
 #pragma unroll
     for (int i = 0; i < kValues; ++i)
       if ((i / 4 % 2 == 1) == is_up && has(i)) {
-        const float mine = value(i), other = way[i * (kThreads / 2)];
+        const float mine = value(i), other = way(i);
         store(a.out[0], i, is_up ? silu_near(other) * mine : silu_near(mine) * other);
       }
   };
   turn_to(job);
-  bring(0);
+#pragma unroll 1
+  for (int i = 0; i < kRing - 2; ++i) bring();
 #pragma unroll 1
   for (; job < jobs; job += step) {
-    const bool more = job + step < jobs;
     if constexpr (Octets > 8) {
-      walk(Count<Octets>{}, more);
+      walk(Count<Octets>{});
     } else {
       const int many = rows_of(job).rows;
       if (many <= 16)
-        walk(Count<2>{}, more);
+        walk(Count<2>{});
       else if (many <= 32)
-        walk(Count<4>{}, more);
+        walk(Count<4>{});
       else
-        walk(Count<8>{}, more);
+        walk(Count<8>{});
     }
   }
 #endif

@@ -11,6 +11,9 @@ inline void copy_async8(void* shared, const void* global) {
 }
 inline void show_to_warpgroups() {}
 inline void warpgroup_begin() {}
+inline void warpgroup_commit() {}
+template <int Left>
+inline void warpgroup_wait() {}
 template <class T, int N>
 inline void warpgroup_end(T (&)[N]) {}
 
@@ -42,7 +45,7 @@ inline void warpgroup_mma(int (&c)[4 * Octets], std::uint32_t a0, std::uint32_t 
 
 template <int Octets>
 inline void warpgroup_mma_half(float (&c)[4 * Octets], std::uint32_t a0, std::uint32_t a1,
-                               std::uint32_t a2, std::uint32_t a3, const char* bytes) {
+                               std::uint32_t a2, std::uint32_t a3, const char* bytes, bool add) {
   const std::uint32_t mine[] = {a0, a1, a2, a3};
   const auto* all = emulate::exchange(mine, 4);
   const unsigned lane = threadIdx.x & 31, g = lane / 4, t = lane % 4;
@@ -55,6 +58,7 @@ inline void warpgroup_mma_half(float (&c)[4 * Octets], std::uint32_t a0, std::ui
           static_cast<std::uint16_t>(all[4 * g + k % 8 / 2][k / 8 * 2 + h] >> (16 * (k % 2))));
   for (unsigned i = 0; i < 4 * Octets; ++i) {
     const unsigned n = i / 4 * 8 + 2 * t + i % 2;
+    if (!add) c[i] = 0;
     for (unsigned k = 0; k < 16; ++k) {
       const std::size_t j = first + 2 * k;
       std::uint16_t b;

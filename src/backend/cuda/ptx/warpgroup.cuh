@@ -79,45 +79,54 @@ __device__ __forceinline__ void warpgroup_mma(int (&c)[4 * Octets], std::uint32_
       "+f"(c[i + 6]), "+f"(c[i + 7])
 #define NIBBLE_C64 NIBBLE_C32, NIBBLE_C8(32), NIBBLE_C8(40), NIBBLE_C8(48), NIBBLE_C8(56)
 #define NIBBLE_C80 NIBBLE_C64, NIBBLE_C8(64), NIBBLE_C8(72)
-#define NIBBLE_L64                                    \
-  NIBBLE_L32                                          \
-      ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42," \
-      "%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
-#define NIBBLE_L80                                                       \
-  NIBBLE_L64                                                             \
-      ",%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79"
-#define NIBBLE_WGMMA_HALF(n, list, inputs, ...)                                            \
-  asm volatile("wgmma.mma_async.sync.aligned.m64n" n "k16.f32.f16.f16 {" list "}, " inputs \
-               ", 1, 1, 1, 0;"                                                             \
-               : __VA_ARGS__                                                               \
-               : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b))
+#define NIBBLE_L64                                \
+  NIBBLE_L32                                      \
+  ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42," \
+  "%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
+#define NIBBLE_L80 \
+  NIBBLE_L64       \
+  ",%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79"
+#define NIBBLE_WGMMA_HALF(n, list, inputs, add_first, ...)                                      \
+  asm volatile("{.reg .pred p; setp.ne.b32 p, " add_first                                       \
+               ", 0; wgmma.mma_async.sync.aligned.m64n" n "k16.f32.f16.f16 {" list "}, " inputs \
+               ", p, 1, 1, 0;}"                                                                 \
+               : __VA_ARGS__                                                                    \
+               : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(add ? 1 : 0))
 
-// The same in fp16, c += A B^T in fp32: A in the fragments of mma.m16n8k16, B 8 Octets rows of 16
+// The same in fp16, with c in fp32: A in the fragments of mma.m16n8k16, B 8 Octets rows of 16
 // halves.
 template <int Octets>
 __device__ __forceinline__ void warpgroup_mma_half(float (&c)[4 * Octets], std::uint32_t a0,
                                                    std::uint32_t a1, std::uint32_t a2,
-                                                   std::uint32_t a3, const char* bytes) {
+                                                   std::uint32_t a3, const char* bytes, bool add) {
   const std::uint64_t b = swizzled(bytes);
   static_assert(Octets == 2 || Octets == 4 || Octets == 8 || Octets == 16 || Octets == 20);
   if constexpr (Octets == 2)
-    NIBBLE_WGMMA_HALF("16", NIBBLE_L8, "{%8,%9,%10,%11}, %12", NIBBLE_C8(0));
+    NIBBLE_WGMMA_HALF("16", NIBBLE_L8, "{%8,%9,%10,%11}, %12", "%13", NIBBLE_C8(0));
   else if constexpr (Octets == 4)
-    NIBBLE_WGMMA_HALF("32", NIBBLE_L16, "{%16,%17,%18,%19}, %20", NIBBLE_C16);
+    NIBBLE_WGMMA_HALF("32", NIBBLE_L16, "{%16,%17,%18,%19}, %20", "%21", NIBBLE_C16);
   else if constexpr (Octets == 8)
-    NIBBLE_WGMMA_HALF("64", NIBBLE_L32, "{%32,%33,%34,%35}, %36", NIBBLE_C32);
+    NIBBLE_WGMMA_HALF("64", NIBBLE_L32, "{%32,%33,%34,%35}, %36", "%37", NIBBLE_C32);
   else if constexpr (Octets == 16)
-    NIBBLE_WGMMA_HALF("128", NIBBLE_L64, "{%64,%65,%66,%67}, %68", NIBBLE_C64);
+    NIBBLE_WGMMA_HALF("128", NIBBLE_L64, "{%64,%65,%66,%67}, %68", "%69", NIBBLE_C64);
   else
-    NIBBLE_WGMMA_HALF("160", NIBBLE_L80, "{%80,%81,%82,%83}, %84", NIBBLE_C80);
+    NIBBLE_WGMMA_HALF("160", NIBBLE_L80, "{%80,%81,%82,%83}, %84", "%85", NIBBLE_C80);
 }
 __device__ __forceinline__ void hold_all(int& x) { asm volatile("" : "+r"(x)::"memory"); }
 __device__ __forceinline__ void hold_all(float& x) { asm volatile("" : "+f"(x)::"memory"); }
+// Ends a batch; waits for all but the last `Left` batches, whose a may then be written again.
+__device__ __forceinline__ void warpgroup_commit() {
+  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
+template <int Left>
+__device__ __forceinline__ void warpgroup_wait() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(Left) : "memory");
+}
 // Waits for all of this warpgroup's products.
 template <class T, int N>
 __device__ __forceinline__ void warpgroup_end(T (&c)[N]) {
-  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-  asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+  warpgroup_commit();
+  warpgroup_wait<0>();
 #pragma unroll
   for (int i = 0; i < N; ++i) hold_all(c[i]);
 }
