@@ -28,6 +28,8 @@ CudaBackend::CudaBackend(int threads, int blocks, int schedule, bool small, bool
   if (small) q_.shared_limit = 99 << 10, q_.shared_total = 100 << 10, q_.warpgroups = false;
   q_.blocks = blocks, q_.schedule = schedule;
   post_ = alloc_host(kPostBytes);
+  arrived_ = {sizeof(int), "a count of blocks"};
+  clear(q_, arrived_.get(), arrived_.size());
 }
 CudaBackend::~CudaBackend() {
   graphs_.clear();

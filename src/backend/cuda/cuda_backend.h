@@ -102,12 +102,15 @@ class CudaBackend final : public Backend {
     static_assert(sizeof(Place) == sizeof(RowPlace));
     return on_device("row places", reinterpret_cast<const Place*>(rows), m);
   }
-  // y = W x for a source of rows, whatever the weights' types and the plan.
+  // y = W x for a source of rows, whatever the weights' types and the plan; and a choice of experts
+  // by the first output.
   void multiply(const Source& s, std::int64_t m, Activations activations,
-                std::span<const LinearOutput> outputs, Epilogue epilogue, Plan plan);
+                std::span<const LinearOutput> outputs, Epilogue epilogue, Plan plan,
+                const Choice& choice = {});
   void multiply_kind(Source s, std::int64_t m, Activations activations,
                      std::span<const LinearOutput> outputs, Epilogue epilogue, Plan plan,
-                     bool fixed);
+                     bool fixed, const Choice& choice);
+  void norm_linear(const AddRmsNormLinearArgs& a, const Choice& choice);
   // run(fused) launches a plan. guess: where nothing is known, and nothing can be measured now.
   using PlanKey = std::vector<std::int64_t>;
   bool is_fused_faster(const PlanKey& key, bool guess, const std::function<void(bool)>& run);
@@ -115,6 +118,7 @@ class CudaBackend final : public Backend {
 
   Queue q_;
   ThreadPool pool_;
+  Block arrived_;  // Choice
   // Small uploads pass through here, so that the host need not wait for them.
   static constexpr std::size_t kPostBytes = std::size_t{1} << 20;
   Buffer post_;

@@ -30,9 +30,8 @@ constexpr int kFewValues = 4608;
 void CudaBackend::router(const RouterArgs& a) {
   check(a);
   LinearOutput outputs[2];
-  add_rmsnorm_linear(linear_part(a, outputs));
-  launch_top_k(q_, a.logits, static_cast<int>(a.m), static_cast<int>(a.router->format().n),
-               static_cast<int>(a.top_k), a.ids, a.weights);
+  norm_linear(linear_part(a, outputs),
+              {static_cast<int>(a.top_k), a.ids, a.weights, arrived_.as<int>()});
 }
 
 void CudaBackend::experts(const ExpertsArgs& a) {
