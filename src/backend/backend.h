@@ -12,10 +12,9 @@
 
 #include "ops/add_rmsnorm_linear.h"
 #include "ops/attention.h"
-#include "ops/delta_net.h"
+#include "ops/delta_rule_linear.h"
 #include "ops/embedding.h"
 #include "ops/experts.h"
-#include "ops/gated_rmsnorm_linear.h"
 #include "ops/router.h"
 #include "ops/top_logits.h"
 
@@ -62,10 +61,10 @@ class Backend {
   // Whether operations take Activations::Half.
   virtual bool has_half() const { return false; }
 
-  // Operations up to end_step() are one step. Steps of one key are the same operations on the same
-  // memory and differ in `step` and in what was uploaded: a backend may keep them and run them
-  // again by itself. Then it returns true, and the caller leaves them, and end_step(), out. An
-  // empty key keeps nothing. failed: an operation threw.
+  // Operations up to end_step() are one step; it advances a layer's state once. Steps of one key
+  // are the same operations on the same memory and differ in `step` and in what was uploaded: a
+  // backend may keep them and run them again by itself. Then it returns true, and the caller leaves
+  // them, and end_step(), out. An empty key keeps nothing. failed: an operation threw.
   virtual bool begin_step(const Step& step, std::span<const std::uint64_t> key) {
     (void)step, (void)key;
     return false;
@@ -93,6 +92,11 @@ class Backend {
   virtual void causal_conv(const CausalConvArgs& a) = 0;
   virtual void delta_rule(const DeltaRuleArgs& a) = 0;
   virtual void gated_rmsnorm_linear(const GatedRmsNormLinearArgs& a) = 0;
+  virtual void delta_rule_linear(const DeltaRuleLinearArgs& a) {
+    check(a);
+    delta_rule(a.rule);
+    gated_rmsnorm_linear(a.linear);
+  }
   virtual void router(const RouterArgs& a) = 0;
   virtual void experts(const ExpertsArgs& a) = 0;
 };

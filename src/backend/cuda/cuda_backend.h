@@ -80,6 +80,7 @@ class CudaBackend final : public Backend {
   void causal_conv(const CausalConvArgs& a) override;
   void delta_rule(const DeltaRuleArgs& a) override;
   void gated_rmsnorm_linear(const GatedRmsNormLinearArgs& a) override;
+  void delta_rule_linear(const DeltaRuleLinearArgs& a) override;
   void router(const RouterArgs& a) override;
   void experts(const ExpertsArgs& a) override;
 
@@ -114,6 +115,8 @@ class CudaBackend final : public Backend {
   // run(fused) launches a plan. guess: where nothing is known, and nothing can be measured now.
   using PlanKey = std::vector<std::int64_t>;
   bool is_fused_faster(const PlanKey& key, bool guess, const std::function<void(bool)>& run);
+  static bool can_step(const DeltaState& state);  // delta_step() takes these heads
+  void delta_step(const DeltaRuleLinearArgs& a, const Fixed& fixed);
   Fixed fixed_rows(const char* name, std::int64_t rows, const Matrix& w, bool straight);
 
   Queue q_;

@@ -5,6 +5,7 @@
 #pragma once
 #include <cstdint>
 
+#include "backend/cuda/divider.h"
 #include "backend/cuda/runtime.h"
 
 namespace nibble::NIBBLE_CUDA_NS {
@@ -231,6 +232,17 @@ struct RuleArgs {
 // Bytes of scratch that a launch of m rows needs.
 std::size_t rule_scratch(const DeltaLayer& s, int m);
 void launch_delta_rule(const Queue& q, const RuleArgs& a, void* scratch);
+// Of up to kMaxRows rows, and heads whose dims are these: the gated norm and rounding as well.
+inline constexpr int kDeltaStepDim = 128;
+struct DeltaStepArgs {
+  RuleArgs rule;
+  const float *z, *norm;
+  float norm_eps;
+  int int8;
+  Fixed fixed;      // rounded, not straight
+  Divider by_each;  // value heads of a key head
+};
+void launch_delta_step(const Queue& q, const DeltaStepArgs& a);
 
 void launch_top_k(const Queue& q, const float* logits, int m, int experts, const Choice& c);
 // Groups the (token, slot) pairs of ids [m, k] by expert, up to 8 a task. In `up`, x is the token;

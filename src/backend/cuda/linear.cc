@@ -134,4 +134,23 @@ void CudaBackend::gated_rmsnorm_linear(const GatedRmsNormLinearArgs& a) {
   multiply(s, a.m, a.activations, a.outputs, Epilogue::None, Plan::Auto);
 }
 
+// Of few rows the delta rule's launch leaves them rounded, where gemv takes them.
+void CudaBackend::delta_rule_linear(const DeltaRuleLinearArgs& a) {
+  check(a);
+  const GatedRmsNormLinearArgs& l = a.linear;
+  MultiplyArgs r;
+  r.source.k = static_cast<int>(l.heads * l.dim), r.m = static_cast<int>(l.m);
+  r.int8 = l.activations == Activations::Int8;
+  bool fixed = l.activations != Activations::Half;
+  for (const LinearOutput& o : l.outputs) {
+    fixed = fixed && takes_integers(o, l.activations);
+    r.out[r.outputs++] = {matrix(o), o.bias, o.y, o.ldy};
+  }
+  if (!fixed || l.m > kMaxRows || !can_gemv(q_, r) || !can_step(*a.rule.state))
+    return Backend::delta_rule_linear(a);
+  r.fixed = fixed_rows("rounded rows", l.m, r.out[0].w, false);
+  delta_step(a, r.fixed);
+  launch_gemv(q_, r);
+}
+
 }  // namespace nibble::NIBBLE_CUDA_NS
