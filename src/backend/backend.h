@@ -30,7 +30,8 @@ class Backend {
   virtual int threads() const = 0;           // 1 where that means nothing
 
   virtual Buffer alloc(std::size_t bytes) = 0;
-  // Host memory, for what download() writes again and again: a device may copy there faster.
+  // Host memory, for what download() writes again and again: a device may copy there faster, and
+  // top_logits() may write there by itself.
   virtual Buffer alloc_host(std::size_t bytes) {
     return Buffer(new std::byte[bytes], [](std::byte* p) { delete[] p; });
   }
@@ -38,6 +39,8 @@ class Backend {
   // Both pointers may be null where bytes is 0.
   virtual void upload(void* device, const void* host, std::size_t bytes) = 0;
   virtual void download(void* host, const void* device, std::size_t bytes) = 0;
+  // Returns when all that was asked for is done.
+  virtual void finish() {}
 
   // Bytes that alloc() may still give; 0: not known here.
   virtual std::uint64_t available_memory() const { return 0; }
@@ -54,6 +57,7 @@ class Backend {
     std::span<const std::int32_t> ids;
     std::span<const RowPlace> rows;
     std::span<const std::int32_t> picked;  // rows of gather()
+    std::span<const float> cos_sin;        // of rope_cache()
   };
   // Most rows of a step of prefill that pay here; a multiple of 64. No bit depends on it.
   virtual std::int64_t prefill_rows() const { return 256; }

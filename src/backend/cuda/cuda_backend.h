@@ -2,6 +2,7 @@
 // Compiled twice: for the device, and for the emulator (emulate/emulate.h), whose bits are the
 // same.
 #pragma once
+#include <algorithm>
 #include <functional>
 #include <map>
 #include <memory>
@@ -59,6 +60,7 @@ class CudaBackend final : public Backend {
   bool is_host() const override;
   void upload(void* device, const void* host, std::size_t bytes) override;
   void download(void* host, const void* device, std::size_t bytes) override;
+  void finish() override;
   std::uint64_t available_memory() const override { return device_memory().free; }
   std::uint64_t scratch_memory() const override;
   double read_bandwidth() override;
@@ -126,18 +128,29 @@ class CudaBackend final : public Backend {
   static constexpr std::size_t kPostBytes = std::size_t{1} << 20;
   Buffer post_;
   std::size_t posted_ = 0;
+  // What recorded steps read, copied by themselves; busy: one may still have to.
+  static constexpr std::size_t kInboxBytes = 16384;
+  Buffer inbox_;
+  bool inbox_busy_ = false;
   std::map<std::string, Block, std::less<>> scratch_;
   struct Staged {
     const void* host;
     std::size_t bytes;
+    std::size_t at;  // where it is kept, of all
     const std::byte* device;
   };
   std::vector<Staged> staged_;  // of the step under way
   using Key = std::vector<std::uint64_t>;
-  std::map<Key, std::shared_ptr<Graph>> graphs_;  // null: seen once, nothing kept yet
-  Key recording_;                                 // of the step that is being recorded
-  bool measures_;                                 // plans
-  std::map<PlanKey, bool> fused_;                 // the faster plan
+  struct Before {
+    using is_transparent = void;
+    bool operator()(std::span<const std::uint64_t> a, std::span<const std::uint64_t> b) const {
+      return std::lexicographical_compare(a.begin(), a.end(), b.begin(), b.end());
+    }
+  };
+  std::map<Key, std::shared_ptr<Graph>, Before> graphs_;  // null: seen once, nothing kept yet
+  Key recording_;                                         // of the step that is being recorded
+  bool measures_;                                         // plans
+  std::map<PlanKey, bool> fused_;                         // the faster plan
 };
 
 }  // namespace nibble::NIBBLE_CUDA_NS
