@@ -83,15 +83,24 @@ class Decoder final : public Model {
     require(p.m > 0 && p.m <= max_rows_ && a.rows.size() == a.ids.size(),
             "[forward] expected 1 to {} rows, got {}", max_rows_, p.m);
     const auto rope = std::span(rope_).first(static_cast<std::size_t>(p.m * c_.rotary_dims()));
-    rope_table(frequencies_, a.rows, rope.data());
+    if (!std::equal(a.rows.begin(), a.rows.end(), next_.begin(), next_.end(),
+                    [](RowPlace x, RowPlace y) { return x.position == y.position; })) {
+      next_.clear();
+      rope_table(frequencies_, a.rows, rope.data());
+    }
     p.rope = rope.data(), p.delta_out = delta_, p.h[0] = h_[0], p.h[1] = h_[1];
     constexpr std::size_t kKept = 8;  // rows; larger steps are not worth keeping
     const auto key = step_key(a);
     const bool keep = a.ids.size() <= kKept && !a.check_finite;
     if (backend_.begin_step(
             {a.ids, a.rows, a.logits_of, rope},
-            keep ? std::span<const std::uint64_t>(key) : std::span<const std::uint64_t>()))
+            keep ? std::span<const std::uint64_t>(key) : std::span<const std::uint64_t>())) {
+      // While the device works: the table of the tokens that will come next.
+      next_.assign(a.rows.begin(), a.rows.end());
+      for (RowPlace& r : next_) ++r.position;
+      rope_table(frequencies_, next_, rope_.data());
       return;
+    }
     try {
       backend_.embedding({a.ids.data(), embedding_.get(), p.m, h_[0]});
       p.finite(0, "embedding", h_[0], p.m * c_.hidden);
@@ -157,6 +166,7 @@ class Decoder final : public Model {
   Backend::Buffer final_norm_;
   std::vector<std::unique_ptr<HalfLayer>> layers_;
   std::vector<float> frequencies_, rope_;
+  std::vector<RowPlace> next_;  // rope_ holds their table
   Loader::Kept kept_;
   float *h_[2], *delta_;
 };
