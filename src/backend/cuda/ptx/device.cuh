@@ -60,8 +60,8 @@ __device__ __forceinline__ void spin(int cycles) {
 __device__ __forceinline__ int load_fresh(const int* p) { return __ldcg(p); }
 __device__ __forceinline__ float load_fresh(const float* p) { return __ldcg(p); }
 // What this thread, and its block before a block_sync(), wrote is there for all before what it
-// writes or adds next is.
-__device__ __forceinline__ void fence() { __threadfence(); }
+// writes or adds next is; and what it reads next is no older than what it has read.
+__device__ __forceinline__ void fence() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
 __device__ __forceinline__ int atomic_add(int* p, int x) { return atomicAdd(p, x); }
 
 // 16 bytes, past the first cache: a weight is read once.
