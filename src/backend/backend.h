@@ -12,10 +12,9 @@
 
 #include "ops/add_rmsnorm_linear.h"
 #include "ops/attention.h"
-#include "ops/delta_net.h"
+#include "ops/delta_rule_linear.h"
 #include "ops/embedding.h"
 #include "ops/experts.h"
-#include "ops/gated_rmsnorm_linear.h"
 #include "ops/router.h"
 #include "ops/top_logits.h"
 
@@ -31,7 +30,8 @@ class Backend {
   virtual int threads() const = 0;           // 1 where that means nothing
 
   virtual Buffer alloc(std::size_t bytes) = 0;
-  // Host memory, for what download() writes again and again: a device may copy there faster.
+  // Host memory, for what download() writes again and again: a device may copy there faster, and
+  // top_logits() may write there by itself.
   virtual Buffer alloc_host(std::size_t bytes) {
     return Buffer(new std::byte[bytes], [](std::byte* p) { delete[] p; });
   }
@@ -39,6 +39,8 @@ class Backend {
   // Both pointers may be null where bytes is 0.
   virtual void upload(void* device, const void* host, std::size_t bytes) = 0;
   virtual void download(void* host, const void* device, std::size_t bytes) = 0;
+  // Returns when all that was asked for is done.
+  virtual void finish() {}
 
   // Bytes that alloc() may still give; 0: not known here.
   virtual std::uint64_t available_memory() const { return 0; }
@@ -55,6 +57,7 @@ class Backend {
     std::span<const std::int32_t> ids;
     std::span<const RowPlace> rows;
     std::span<const std::int32_t> picked;  // rows of gather()
+    std::span<const float> cos_sin;        // of rope_cache()
   };
   // Most rows of a step of prefill that pay here (half: in fp16); a multiple of 64. No bit depends
   // on it.
@@ -63,10 +66,10 @@ class Backend {
   // Whether operations take Activations::Half.
   virtual bool has_half() const { return false; }
 
-  // Operations up to end_step() are one step. Steps of one key are the same operations on the same
-  // memory and differ in `step` and in what was uploaded: a backend may keep them and run them
-  // again by itself. Then it returns true, and the caller leaves them, and end_step(), out. An
-  // empty key keeps nothing. failed: an operation threw.
+  // Operations up to end_step() are one step; it advances a layer's state once. Steps of one key
+  // are the same operations on the same memory and differ in `step` and in what was uploaded: a
+  // backend may keep them and run them again by itself. Then it returns true, and the caller leaves
+  // them, and end_step(), out. An empty key keeps nothing. failed: an operation threw.
   virtual bool begin_step(const Step& step, std::span<const std::uint64_t> key) {
     (void)step, (void)key;
     return false;
@@ -94,6 +97,11 @@ class Backend {
   virtual void causal_conv(const CausalConvArgs& a) = 0;
   virtual void delta_rule(const DeltaRuleArgs& a) = 0;
   virtual void gated_rmsnorm_linear(const GatedRmsNormLinearArgs& a) = 0;
+  virtual void delta_rule_linear(const DeltaRuleLinearArgs& a) {
+    check(a);
+    delta_rule(a.rule);
+    gated_rmsnorm_linear(a.linear);
+  }
   virtual void router(const RouterArgs& a) = 0;
   virtual void experts(const ExpertsArgs& a) = 0;
 };

@@ -4,7 +4,6 @@
 #include <array>
 #include <fstream>
 #include <limits>
-#include <tuple>
 
 #include "model/model.h"
 #include "model/sequence_state.h"
@@ -49,9 +48,22 @@ struct Engine::Impl {
   Backend::Buffer host_logits;
   std::size_t ready = 0;         // rows of logits that the last step left
   bool host_has_logits = false;  // and host_logits has them
-  Backend::Buffer top, host_top;
+  Backend::Buffer top;           // of the host
   std::size_t top_rows = 0;
   std::vector<TopLogits> tops;
+
+  // Where the largest logits of so many rows lie: values, ids, bad.
+  TopLogitsArgs top_of(std::size_t n) {
+    constexpr auto kEach = static_cast<std::size_t>(kTopLogits);
+    if (top_rows < n) {
+      top = {};
+      top = backend->alloc_host(n * (2 * kEach + 1) * sizeof(float)), top_rows = n;
+    }
+    TopLogitsArgs a;
+    a.values = reinterpret_cast<float*>(top.get());
+    a.ids = reinterpret_cast<std::int32_t*>(a.values + n * kEach), a.bad = a.ids + n * kEach;
+    return a;
+  }
 };
 
 Engine::Engine(const Checkpoint& checkpoint, const EngineOptions& options)
@@ -113,38 +125,20 @@ std::span<const float> Engine::logits() {
 
 std::span<const TopLogits> Engine::forward_top(std::span<const Input> inputs) {
   Impl& e = *impl_;
-  step(inputs);
+  const bool wanted = !e.backend->is_host();
+  step(inputs, wanted);
   const std::size_t rows = e.ready;
-  if (rows == 0 || e.backend->is_host()) return {};
-  // One block of memory, so that it comes in one copy: values, ids, bad.
-  constexpr auto kEach = static_cast<std::size_t>(kTopLogits);
-  const std::size_t bytes = rows * (2 * kEach + 1) * sizeof(float);
-  if (e.top_rows < rows) {
-    e.top = {};
-    e.top = e.backend->alloc(bytes), e.host_top = e.backend->alloc_host(bytes), e.top_rows = rows;
-  }
-  const auto parts = [&](std::byte* p) {
-    auto* values = reinterpret_cast<float*>(p);
-    auto* ids = reinterpret_cast<std::int32_t*>(values + rows * kEach);
-    return std::tuple(values, ids, ids + rows * kEach);
-  };
-  const auto [values, ids, bad] = parts(e.top.get());
-  e.backend->top_logits({.logits = reinterpret_cast<const float*>(e.logits.get()),
-                         .m = static_cast<std::int64_t>(rows),
-                         .n = e.vocab,
-                         .values = values,
-                         .ids = ids,
-                         .bad = bad});
-  e.backend->download(e.host_top.get(), e.top.get(), bytes);
+  if (rows == 0 || !wanted) return {};
+  e.backend->finish();
   e.tops.clear();
-  const auto [host_values, host_ids, host_bad] = parts(e.host_top.get());
+  const TopLogitsArgs top = e.top_of(rows);
+  constexpr auto kEach = static_cast<std::size_t>(kTopLogits);
   for (std::size_t i = 0; i < rows; ++i)
-    e.tops.push_back(
-        {{host_values + i * kEach, kEach}, {host_ids + i * kEach, kEach}, host_bad[i]});
+    e.tops.push_back({{top.values + i * kEach, kEach}, {top.ids + i * kEach, kEach}, top.bad[i]});
   return e.tops;
 }
 
-void Engine::step(std::span<const Input> inputs) {
+void Engine::step(std::span<const Input> inputs, bool top) {
   Impl& e = *impl_;
   e.ready = 0, e.host_has_logits = false;
   require(!inputs.empty() && inputs.size() <= kMaxSequences,
@@ -183,15 +177,16 @@ void Engine::step(std::span<const Input> inputs) {
     e.logits_rows = e.logits_of.size();
   }
   try {
-    e.model->forward({.ids = e.ids,
-                      .rows = e.rows,
-                      .logits_of = e.logits_of,
-                      .logits = reinterpret_cast<float*>(e.logits.get()),
-                      .cache = e.state->cache(),
-                      .activations = e.half && !inputs[0].decode ? Activations::Half
-                                                                 : e.options.activations,
-                      .check_finite = e.options.check_finite,
-                      .delta = e.state->delta()});
+    e.model->forward(
+        {.ids = e.ids,
+         .rows = e.rows,
+         .logits_of = e.logits_of,
+         .logits = reinterpret_cast<float*>(e.logits.get()),
+         .cache = e.state->cache(),
+         .activations = e.half && !inputs[0].decode ? Activations::Half : e.options.activations,
+         .check_finite = e.options.check_finite,
+         .delta = e.state->delta(),
+         .top = top ? e.top_of(e.logits_of.size()) : TopLogitsArgs{}});
   } catch (...) {  // a recurrence has gone on in some layers
     for (const Input& in : inputs) e.state->recover(in.slot);
     throw;

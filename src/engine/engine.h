@@ -87,7 +87,7 @@ class Engine {
   EngineMemory memory() const;
 
  private:
-  void step(std::span<const Input> inputs);
+  void step(std::span<const Input> inputs, bool top = false);
 
   struct Impl;
   std::unique_ptr<Impl> impl_;

@@ -73,8 +73,8 @@ class Decoder final : public Model {
       layers_.push_back(c_.moe.experts > 0 ? load_moe(l, i) : load_mlp(l, i));
     }
     h_[0] = l.scratch("h", c_.hidden), h_[1] = l.scratch("h'", c_.hidden);
-    delta_ = l.scratch("delta", c_.hidden), rope_ = l.scratch("rope", c_.rotary_dims());
-    rope_host_.resize(static_cast<std::size_t>(max_rows_ * c_.rotary_dims()));
+    delta_ = l.scratch("delta", c_.hidden);
+    rope_.resize(static_cast<std::size_t>(max_rows_ * c_.rotary_dims()));
     kept_ = std::move(l.kept);
   }
 
@@ -82,17 +82,26 @@ class Decoder final : public Model {
     Pass p(a, c_, backend_);
     require(p.m > 0 && p.m <= max_rows_ && a.rows.size() == a.ids.size(),
             "[forward] expected 1 to {} rows, got {}", max_rows_, p.m);
-    rope_table(frequencies_, a.rows, rope_host_.data());
-    backend_.upload(rope_, rope_host_.data(),
-                    static_cast<std::size_t>(p.m * c_.rotary_dims()) * sizeof(float));
-    p.rope = rope_, p.delta_out = delta_, p.h[0] = h_[0], p.h[1] = h_[1];
+    const auto rope = std::span(rope_).first(static_cast<std::size_t>(p.m * c_.rotary_dims()));
+    if (!std::equal(a.rows.begin(), a.rows.end(), next_.begin(), next_.end(),
+                    [](RowPlace x, RowPlace y) { return x.position == y.position; })) {
+      next_.clear();
+      rope_table(frequencies_, a.rows, rope.data());
+    }
+    p.rope = rope.data(), p.delta_out = delta_, p.h[0] = h_[0], p.h[1] = h_[1];
     constexpr std::size_t kKept = 8;  // rows; larger steps are not worth keeping
     const auto key = step_key(a);
     const bool keep = a.ids.size() <= kKept && !a.check_finite &&
                       a.activations != Activations::Half;  // whose launches know the rows' places
-    if (backend_.begin_step({a.ids, a.rows, a.logits_of}, keep ? std::span<const std::uint64_t>(key)
-                                                               : std::span<const std::uint64_t>()))
+    if (backend_.begin_step(
+            {a.ids, a.rows, a.logits_of, rope},
+            keep ? std::span<const std::uint64_t>(key) : std::span<const std::uint64_t>())) {
+      // While the device works: the table of the tokens that will come next.
+      next_.assign(a.rows.begin(), a.rows.end());
+      for (RowPlace& r : next_) ++r.position;
+      rope_table(frequencies_, next_, rope_.data());
       return;
+    }
     try {
       backend_.embedding({a.ids.data(), embedding_.get(), p.m, h_[0]});
       p.finite(0, "embedding", h_[0], p.m * c_.hidden);
@@ -113,7 +122,7 @@ class Decoder final : public Model {
 
  private:
   // All that shapes a step, besides ids and places.
-  std::array<std::uint64_t, 8> step_key(const ForwardArgs& a) const {
+  std::array<std::uint64_t, 9> step_key(const ForwardArgs& a) const {
     std::int32_t longest = 0;
     for (const RowPlace& r : a.rows) longest = std::max(longest, r.position);
     const auto address = [](const void* p) { return reinterpret_cast<std::uintptr_t>(p); };
@@ -124,7 +133,8 @@ class Decoder final : public Model {
             static_cast<std::uint64_t>(longest / kAttentionSplit),
             address(a.logits),
             address(a.cache),
-            address(a.delta)};
+            address(a.delta),
+            address(a.top.values)};
   }
 
   void logits(Pass& p) {
@@ -144,6 +154,10 @@ class Decoder final : public Model {
     }
     backend_.add_rmsnorm_linear(last);
     p.finite(c_.layers, "lm_head", p.args.logits, wanted * c_.vocab);
+    if (p.args.top.values == nullptr) return;
+    TopLogitsArgs top = p.args.top;
+    top.logits = p.args.logits, top.m = wanted, top.n = c_.vocab;
+    backend_.top_logits(top);
   }
 
   ModelConfig c_;
@@ -152,9 +166,10 @@ class Decoder final : public Model {
   std::unique_ptr<Weight> embedding_, head_;
   Backend::Buffer final_norm_;
   std::vector<std::unique_ptr<HalfLayer>> layers_;
-  std::vector<float> frequencies_, rope_host_;
+  std::vector<float> frequencies_, rope_;
+  std::vector<RowPlace> next_;  // rope_ holds their table
   Loader::Kept kept_;
-  float *h_[2], *delta_, *rope_;
+  float *h_[2], *delta_;
 };
 
 }  // namespace

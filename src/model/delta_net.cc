@@ -57,28 +57,28 @@ class DeltaNet final : public HalfLayer {
                             .state = p.args.delta,
                             .layer = state_,
                             .y = conv_});
-    p.backend_.delta_rule({.qkv = conv_,
-                           .a = a_out_,
-                           .b = b_out_,
-                           .a_log = f32(a_log_),
-                           .dt_bias = f32(dt_bias_),
-                           .m = p.m,
-                           .rows = p.args.rows.data(),
-                           .state = p.args.delta,
-                           .layer = state_,
-                           .out = o_,
-                           .activations = p.args.activations});
-    p.finite(layer_, "delta_rule", o_, p.m * d.value_width());
     const LinearOutput out{out_.get(), nullptr, p.delta_out, p.c.hidden};
-    p.backend_.gated_rmsnorm_linear({.o = o_,
-                                     .z = z_out_,
-                                     .weight = f32(head_norm_),
-                                     .eps = static_cast<float>(p.c.rms_eps),
-                                     .m = p.m,
-                                     .heads = d.value_heads,
-                                     .dim = d.value_dim,
-                                     .activations = p.args.activations,
-                                     .outputs = {&out, 1}});
+    p.backend_.delta_rule_linear({.rule = {.qkv = conv_,
+                                           .a = a_out_,
+                                           .b = b_out_,
+                                           .a_log = f32(a_log_),
+                                           .dt_bias = f32(dt_bias_),
+                                           .m = p.m,
+                                           .rows = p.args.rows.data(),
+                                           .state = p.args.delta,
+                                           .layer = state_,
+                                           .out = o_,
+                                           .activations = p.args.activations},
+                                  .linear = {.o = o_,
+                                             .z = z_out_,
+                                             .weight = f32(head_norm_),
+                                             .eps = static_cast<float>(p.c.rms_eps),
+                                             .m = p.m,
+                                             .heads = d.value_heads,
+                                             .dim = d.value_dim,
+                                             .activations = p.args.activations,
+                                             .outputs = {&out, 1}}});
+    p.finite(layer_, "delta_rule", o_, p.m * d.value_width());
     p.delta = p.delta_out;
     p.finite(layer_, "out_proj", p.delta, p.m * p.c.hidden);
   }

@@ -28,7 +28,7 @@ class Pass {
   const ModelConfig& c;
   Backend& backend_;
   std::int64_t m;
-  const float* rope = nullptr;  // [M, rotary / 2, 2]
+  const float* rope = nullptr;  // [M, rotary / 2, 2] on the host
   float* h[2] = {};             // [M, hidden]; h[now] is the residual
   int now = 0;
   const float* delta = nullptr;  // [M, hidden] what the next fused operation adds to it

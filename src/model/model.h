@@ -19,6 +19,7 @@ struct ForwardArgs {
   Activations activations = Activations::Int16;
   bool check_finite = false;    // throw at the first operation with a NaN or Inf
   DeltaState* delta = nullptr;  // of the layers that do not attend; null where all do
+  TopLogitsArgs top;            // outputs, where wanted: of `logits`
 };
 
 class Model {

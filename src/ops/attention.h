@@ -71,9 +71,9 @@ struct RopeCacheArgs {
   const float* k_norm = nullptr;  // [head_dim] or null
   bool unit_offset = false;
   float eps = 1e-6f;
-  const float* cos_sin = nullptr;  // [M, rotary / 2, 2]
+  const float* cos_sin = nullptr;  // [M, rotary / 2, 2] on the host
   std::int64_t m = 0, heads = 0, rotary = 0;
-  const RowPlace* rows = nullptr;  // [M], no two alike
+  const RowPlace* rows = nullptr;  // [M] on the host, no two alike
   KvCache* cache = nullptr;
   std::int64_t layer = 0;
   float* q_out = nullptr;  // [M, heads * head_dim]
@@ -88,7 +88,7 @@ struct AttentionArgs {
   const RowPlace* rows = nullptr;  // [M]; positions 0..position of the slot are in the cache
   const KvCache* cache = nullptr;
   std::int64_t layer = 0;
-  float* out = nullptr;  // [M, heads * head_dim]
+  float* out = nullptr;                          // [M, heads * head_dim]
   Activations activations = Activations::Int16;  // Half: fp16 products; else as above
 };
 

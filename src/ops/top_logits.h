@@ -4,6 +4,7 @@
 //   values, ids [M, kTopLogits]: the largest first, the lowest id on a tie; -0 counts as 0. A row
 //   of fewer ends with ids of -1. bad [M]: the lowest id whose logit is NaN or +Inf, or -1; where
 //   there is one, values and ids are of no use.
+// Outputs may be memory of Backend::alloc_host(), there after finish().
 // Aliasing: outputs are apart from logits and from each other.
 #pragma once
 #include <algorithm>

@@ -48,6 +48,19 @@ TEST(EmulatedBackend, MeasuresPlansUnseen) {
     ASSERT_TRUE(oracle::same_bits(cuda.step({{0, {id}}}), cpu.step({{0, {id}}})));
 }
 
+// One recorded step serves sequences at other positions in turn.
+TEST(EmulatedBackend, ReplaysForWhoeverComes) {
+  const auto checkpoint = Checkpoint::open(oracle::directory("tiny-qwen3_5"));
+  Runner cpu(*checkpoint, make_backend("cpu", 1), Activations::Int16, 2);
+  Runner cuda(*checkpoint, emulated_backend(0, 0), Activations::Int16, 2);
+  const auto ids = oracle::random_ids(9, 6);
+  constexpr int kSlots[] = {0, 0, 0, 0, 1, 0, 1, 1, 0};
+  for (std::size_t i = 0; i < 9; ++i)
+    ASSERT_TRUE(
+        oracle::same_bits(cuda.step({{kSlots[i], {ids[i]}}}), cpu.step({{kSlots[i], {ids[i]}}})))
+        << "step " << i;
+}
+
 INSTANTIATE_TEST_SUITE_P(Oracles, EmulatedModel,
                          testing::Values("tiny-llama", "tiny-qwen3_5", "tiny-qwen3_5-heads",
                                          "tiny-qwen3_5-moe"),

@@ -1,5 +1,7 @@
 // A model on one backend without the engine, which opens devices by name.
 #pragma once
+#include <gtest/gtest.h>
+
 #include <cmath>
 
 #include "engine/oracle.h"
@@ -20,7 +22,7 @@ class Runner {
         activations_(a),
         vocab_(static_cast<std::size_t>(checkpoint.config().vocab)) {}
 
-  // The next ids of some slots in one step; logits of all rows.
+  // The next ids of some slots in one step; logits of all rows, whose largest are looked at too.
   std::vector<float> step(const std::vector<std::pair<int, std::vector<std::int32_t>>>& of) {
     std::vector<std::int32_t> ids, all;
     std::vector<RowPlace> rows;
@@ -34,14 +36,32 @@ class Runner {
     std::vector<float> y(ids.size() * vocab_, NAN);
     if (logits_ == nullptr) logits_ = backend_->alloc(64 * vocab_ * sizeof(float));
     backend_->upload(logits_.get(), y.data(), y.size() * sizeof(float));
+    constexpr auto kEach = static_cast<std::size_t>(kTopLogits);
+    if (top_ == nullptr) top_ = backend_->alloc_host(64 * (2 * kEach + 1) * sizeof(float));
+    TopLogitsArgs top;
+    top.values = reinterpret_cast<float*>(top_.get());
+    top.ids = reinterpret_cast<std::int32_t*>(top.values + ids.size() * kEach);
+    top.bad = top.ids + ids.size() * kEach;
     model_->forward({.ids = ids,
                      .rows = rows,
                      .logits_of = all,
                      .logits = reinterpret_cast<float*>(logits_.get()),
                      .cache = state_.cache(),
                      .activations = activations_,
-                     .delta = state_.delta()});
+                     .delta = state_.delta(),
+                     .top = top});
+    backend_->finish();
     backend_->download(y.data(), logits_.get(), y.size() * sizeof(float));
+    for (std::size_t r = 0; r < ids.size(); ++r) {
+      std::vector<float> values(kEach);
+      std::vector<std::int32_t> largest(kEach);
+      EXPECT_EQ(top_logits_reference(y.data() + r * vocab_, static_cast<std::int64_t>(vocab_),
+                                     values.data(), largest.data()),
+                top.bad[r]);
+      EXPECT_TRUE(std::equal(largest.begin(), largest.end(), top.ids + r * kEach) &&
+                  std::equal(values.begin(), values.end(), top.values + r * kEach))
+          << "row " << r;
+    }
     for (const auto& [slot, next] : of)
       state_.advance(slot, static_cast<std::int64_t>(next.size()));
     return y;
@@ -62,7 +82,7 @@ class Runner {
   std::unique_ptr<Backend> backend_;
   std::unique_ptr<Model> model_;
   SequenceState state_;
-  Backend::Buffer logits_;
+  Backend::Buffer logits_, top_;
   Activations activations_;
   std::size_t vocab_;
 };

@@ -54,8 +54,8 @@ Result feed(Backend& b, const Case& c, std::int64_t chunk, std::int64_t slot,
     const auto part = [&](const std::vector<float>& x, std::int64_t w) {
       return std::vector<float>(x.begin() + p * w, x.begin() + (p + m) * w);
     };
-    Buffer qi(b, part(q, qg)), ki(b, part(k, kw)), vi(b, part(v, kw)), ci(b, part(cs, rotary)),
-        ni(b, norm);
+    Buffer qi(b, part(q, qg)), ki(b, part(k, kw)), vi(b, part(v, kw)), ni(b, norm);
+    const std::vector<float> ci = part(cs, rotary);
     Buffer q_out(b, static_cast<std::size_t>(m * qw)), out(b, static_cast<std::size_t>(m * qw));
     b.rope_cache({.q = qi.data(),
                   .q_pitch = c.pitch(),
@@ -298,7 +298,7 @@ void forgets_nan(const std::vector<std::unique_ptr<Backend>>& backends, Activati
     for (const auto& b : backends) {
       const auto cache = b->make_kv_cache(
           {.layers = 1, .slots = 1, .kv_heads = 1, .head_dim = 16, .context = 64, .type = type});
-      Buffer cs(*b, std::vector<float>(16, 0.5f));
+      const std::vector<float> cs(16, 0.5f);
       const auto step = [&](const std::vector<float>& values, std::int32_t position) {
         Buffer x(*b, values), q(*b, 16), out(*b, 16);
         const RowPlace row{0, position};

@@ -93,7 +93,8 @@ void CudaBackend::rope_cache(const RopeCacheArgs& a) {
   const auto& cache = static_cast<const CudaKvCache&>(*a.cache);
   RopeArgs r{};
   r.q = a.q, r.k = a.k, r.v = a.v, r.q_norm = a.q_norm, r.k_norm = a.k_norm;
-  r.offset = a.unit_offset ? 1.0f : 0.0f, r.eps = a.eps, r.cos_sin = a.cos_sin;
+  r.offset = a.unit_offset ? 1.0f : 0.0f, r.eps = a.eps;
+  r.cos_sin = on_device("cosines and sines", a.cos_sin, a.m * a.rotary);
   r.m = static_cast<int>(a.m), r.heads = static_cast<int>(a.heads);
   r.q_pitch = static_cast<int>(a.q_pitch > 0 ? a.q_pitch : cache.shape().head_dim);
   r.rotary = static_cast<int>(a.rotary), r.rows = places(a.rows, a.m);

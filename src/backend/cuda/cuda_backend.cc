@@ -27,7 +27,9 @@ CudaBackend::CudaBackend(int threads, int blocks, int schedule, bool small, bool
     : q_(open_queue()), pool_(threads), measures_(measures) {
   if (small) q_.shared_limit = 99 << 10, q_.shared_total = 100 << 10, q_.warpgroups = false;
   q_.blocks = blocks, q_.schedule = schedule;
-  post_ = alloc_host(kPostBytes);
+  post_ = alloc_host(kPostBytes), inbox_ = alloc_host(kInboxBytes);
+  arrived_ = {sizeof(int), "a count of blocks"};
+  clear(q_, arrived_.get(), arrived_.size());
 }
 CudaBackend::~CudaBackend() {
   graphs_.clear();
@@ -55,16 +57,19 @@ bool CudaBackend::is_host() const { return q_.stream == nullptr; }  // the emula
 void CudaBackend::upload(void* device, const void* host, std::size_t bytes) {
   if (bytes == 0) return;
   if (bytes > kPostBytes / 4) return copy_in(q_, device, host, bytes);
-  if (posted_ + bytes > kPostBytes) {
-    wait(q_);
-    posted_ = 0;
-  }
+  if (posted_ + bytes > kPostBytes) finish();
   std::memcpy(post_.get() + posted_, host, bytes);
   copy_in_later(q_, device, post_.get() + posted_, bytes);
   posted_ += (bytes + 15) / 16 * 16;
 }
 void CudaBackend::download(void* host, const void* device, std::size_t bytes) {
-  if (bytes > 0) copy_out(q_, host, device, bytes);
+  if (bytes == 0) return;
+  copy_out(q_, host, device, bytes);
+  posted_ = 0, inbox_busy_ = false;
+}
+void CudaBackend::finish() {
+  wait(q_);
+  posted_ = 0, inbox_busy_ = false;
 }
 std::uint64_t CudaBackend::scratch_memory() const {
   std::uint64_t sum = 0;
@@ -117,39 +122,37 @@ const void* CudaBackend::host_bytes(const char* name, const void* host, std::siz
   return p;
 }
 
-// The step's host arrays go to the device in one copy, to where the last step's were. A key that
-// comes for the second time (all scratch memory is there then) is recorded, later ones replayed.
+// The step's host arrays go to the device, to where the last step's were. A key that comes for the
+// second time (all scratch memory is there then) is recorded, later ones replayed; the copy is part
+// of the recording.
 bool CudaBackend::begin_step(const Step& step, std::span<const std::uint64_t> key) {
   staged_.clear(), recording_.clear();
-  std::vector<std::byte> all;
-  const auto stage = [&](const void* p, std::size_t bytes) {
-    if (bytes == 0) return;
-    staged_.push_back({p, bytes, nullptr});
-    const auto* from = static_cast<const std::byte*>(p);
-    all.insert(all.end(), from, from + bytes);
-    all.resize((all.size() + 15) / 16 * 16);
+  std::size_t all = 0;
+  const auto stage = [&](const auto& values) {
+    if (values.empty()) return;
+    staged_.push_back({values.data(), values.size_bytes(), all, nullptr});
+    all += (values.size_bytes() + 15) / 16 * 16;
   };
-  stage(step.ids.data(), step.ids.size_bytes());
-  stage(step.rows.data(), step.rows.size_bytes());
-  stage(step.picked.data(), step.picked.size_bytes());
-  constexpr std::size_t kRoom =
-      16384;  // of a step of 256 rows and more; never grows for small ones
-  auto* device = scratch<std::byte>("step", std::max(kRoom, all.size()));
-  upload(device, all.data(), all.size());
-  for (Staged& s : staged_) s.device = device, device += (s.bytes + 15) / 16 * 16;
-  if (key.empty()) return false;
-  const Key k(key.begin(), key.end());
-  const auto known = graphs_.find(k);
+  stage(step.ids), stage(step.rows), stage(step.picked), stage(step.cos_sin);
+  auto* const device = scratch<std::byte>("step", std::max(kInboxBytes, all));
+  for (Staged& s : staged_) s.device = device + s.at;
+  const bool keeps = !key.empty() && all <= kInboxBytes;
+  const auto known = keeps ? graphs_.find(key) : graphs_.end();
   if (known == graphs_.end()) {
-    graphs_.emplace(k, nullptr);
-  } else if (known->second == nullptr) {
-    recording_ = k;
-    begin_recording(q_);
-  } else {
+    for (const Staged& s : staged_) upload(device + s.at, s.host, s.bytes);
+    if (keeps) graphs_.emplace(Key(key.begin(), key.end()), nullptr);
+    return false;
+  }
+  if (inbox_busy_) finish();
+  for (const Staged& s : staged_) std::memcpy(inbox_.get() + s.at, s.host, s.bytes);
+  if (known->second != nullptr) {
     staged_.clear();
     replay(q_, *known->second);
-    return true;
+    return inbox_busy_ = true;
   }
+  recording_ = known->first;
+  begin_recording(q_);
+  if (all > 0) copy_in_later(q_, device, inbox_.get(), all);
   return false;
 }
 
@@ -161,6 +164,7 @@ void CudaBackend::end_step(bool failed) {
   if (failed) return;
   graphs_[k] = g;
   replay(q_, *g);
+  inbox_busy_ = true;
 }
 
 void CudaBackend::gather(const float* src, const std::int32_t* rows, std::int64_t m,

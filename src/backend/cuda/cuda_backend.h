@@ -2,6 +2,7 @@
 // Compiled twice: for the device, and for the emulator (emulate/emulate.h), whose bits are the
 // same.
 #pragma once
+#include <algorithm>
 #include <functional>
 #include <map>
 #include <memory>
@@ -59,6 +60,7 @@ class CudaBackend final : public Backend {
   bool is_host() const override;
   void upload(void* device, const void* host, std::size_t bytes) override;
   void download(void* host, const void* device, std::size_t bytes) override;
+  void finish() override;
   std::uint64_t available_memory() const override { return device_memory().free; }
   std::uint64_t scratch_memory() const override;
   double read_bandwidth() override;
@@ -83,6 +85,7 @@ class CudaBackend final : public Backend {
   void causal_conv(const CausalConvArgs& a) override;
   void delta_rule(const DeltaRuleArgs& a) override;
   void gated_rmsnorm_linear(const GatedRmsNormLinearArgs& a) override;
+  void delta_rule_linear(const DeltaRuleLinearArgs& a) override;
   void router(const RouterArgs& a) override;
   void experts(const ExpertsArgs& a) override;
 
@@ -105,40 +108,57 @@ class CudaBackend final : public Backend {
     static_assert(sizeof(Place) == sizeof(RowPlace));
     return on_device("row places", reinterpret_cast<const Place*>(rows), m);
   }
-  // y = W x for a source of rows, whatever the weights' types and the plan.
+  // y = W x for a source of rows, whatever the weights' types and the plan; and a choice of experts
+  // by the first output.
   void multiply(const Source& s, std::int64_t m, Activations activations,
-                std::span<const LinearOutput> outputs, Epilogue epilogue, Plan plan);
+                std::span<const LinearOutput> outputs, Epilogue epilogue, Plan plan,
+                const Choice& choice = {});
   // Whether a product can be taken in fp16, whatever its rows: a matter of the weights alone.
   bool takes_half(const MultiplyArgs& a) const;
   Fixed half_rows(const char* name, const Source& s, std::int64_t rows, const Matrix& w);
   bool experts_half(const ExpertsArgs& a);  // false: its weights are not for that
   void multiply_kind(Source s, std::int64_t m, Activations activations,
                      std::span<const LinearOutput> outputs, Epilogue epilogue, Plan plan,
-                     bool fixed);
+                     bool fixed, const Choice& choice);
+  void norm_linear(const AddRmsNormLinearArgs& a, const Choice& choice);
   // run(fused) launches a plan. guess: where nothing is known, and nothing can be measured now.
   using PlanKey = std::vector<std::int64_t>;
   bool is_fused_faster(const PlanKey& key, bool guess, const std::function<void(bool)>& run);
   void attend_half(const AttendArgs& a, const RowPlace* rows);
+  static bool can_step(const DeltaState& state);  // delta_step() takes these heads
+  void delta_step(const DeltaRuleLinearArgs& a, const Fixed& fixed);
   Fixed fixed_rows(const char* name, std::int64_t rows, const Matrix& w, bool straight);
 
   Queue q_;
   ThreadPool pool_;
+  Block arrived_;  // Choice
   // Small uploads pass through here, so that the host need not wait for them.
   static constexpr std::size_t kPostBytes = std::size_t{1} << 20;
   Buffer post_;
   std::size_t posted_ = 0;
+  // What recorded steps read, copied by themselves; busy: one may still have to.
+  static constexpr std::size_t kInboxBytes = 16384;
+  Buffer inbox_;
+  bool inbox_busy_ = false;
   std::map<std::string, Block, std::less<>> scratch_;
   struct Staged {
     const void* host;
     std::size_t bytes;
+    std::size_t at;  // where it is kept, of all
     const std::byte* device;
   };
   std::vector<Staged> staged_;  // of the step under way
   using Key = std::vector<std::uint64_t>;
-  std::map<Key, std::shared_ptr<Graph>> graphs_;  // null: seen once, nothing kept yet
-  Key recording_;                                 // of the step that is being recorded
-  bool measures_;                                 // plans
-  std::map<PlanKey, bool> fused_;                 // the faster plan
+  struct Before {
+    using is_transparent = void;
+    bool operator()(std::span<const std::uint64_t> a, std::span<const std::uint64_t> b) const {
+      return std::lexicographical_compare(a.begin(), a.end(), b.begin(), b.end());
+    }
+  };
+  std::map<Key, std::shared_ptr<Graph>, Before> graphs_;  // null: seen once, nothing kept yet
+  Key recording_;                                         // of the step that is being recorded
+  bool measures_;                                         // plans
+  std::map<PlanKey, bool> fused_;                         // the faster plan
 };
 
 }  // namespace nibble::NIBBLE_CUDA_NS

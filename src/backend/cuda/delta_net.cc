@@ -84,4 +84,22 @@ void CudaBackend::delta_rule(const DeltaRuleArgs& a) {
   launch_delta_rule_rows(q_, args, spans.data(), static_cast<int>(spans.size()), scratch);
 }
 
+bool CudaBackend::can_step(const DeltaState& state) {
+  return state.shape().key_dim == kDeltaStepDim && state.shape().value_dim == kDeltaStepDim;
+}
+void CudaBackend::delta_step(const DeltaRuleLinearArgs& a, const Fixed& fixed) {
+  const DeltaRuleArgs& r = a.rule;
+  const auto& state = static_cast<const CudaDeltaState&>(*r.state);
+  row_runs("delta_rule", r.rows, r.m, state.shape());
+  launch_delta_step(
+      q_, {{r.qkv, r.a, r.b, r.a_log, r.dt_bias, r.eps, static_cast<int>(r.m), places(r.rows, r.m),
+            state.layer(r.layer), r.out},
+           a.linear.z,
+           a.linear.weight,
+           a.linear.eps,
+           a.linear.activations == Activations::Int8,
+           fixed,
+           divider(static_cast<int>(state.shape().value_heads / state.shape().key_heads))});
+}
+
 }  // namespace nibble::NIBBLE_CUDA_NS

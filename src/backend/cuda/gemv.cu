@@ -11,9 +11,11 @@
 // mma.m16n8k32 on codes (u8) and the two signed-byte limbs of x in two columns.
 //
 // For up to 4 rows 64 registers and half of the shared memory, so that the next launch's blocks fit
-// beside this one's and fill their slots while it ends.
+// beside this one's and fill their slots while it ends. Of the router's products, the block that
+// ends last makes the choice of experts: it waits for none, and none for it.
 // Aliasing: ops/linear.h.
 #include "backend/cuda/stream.cuh"
+#include "backend/cuda/top_k.cuh"
 #include "ops/pieces.h"
 
 namespace nibble::NIBBLE_CUDA_NS {
@@ -44,6 +46,32 @@ __device__ __forceinline__ void add_stage(const char* codes, const char* scales,
     acc[o][0] = fmaf(static_cast<float>(c[0] * 256 + c[1]), low * of.scale, acc[o][0]);
     acc[o][1] = fmaf(static_cast<float>(c[2] * 256 + c[3]), high * of.scale, acc[o][1]);
   }
+}
+
+// Whether all other blocks have come here before this one; then what they wrote may be read, past
+// the first cache. flag: of shared memory.
+__device__ __forceinline__ bool is_last_block(int* arrived, int* flag) {
+  block_sync();
+  if (threadIdx.x == 0) {
+    fence();
+    const bool last = atomic_add(arrived, 1) + 1 == static_cast<int>(gridDim.x);
+    if (last) fence(), *arrived = 0;  // for the next launch
+    *flag = last;
+  }
+  block_sync();
+  return *flag != 0;
+}
+
+// All of this block's outputs are stored. Memory: in place of the slots.
+__device__ __noinline__ void choose_at_last(const GemvArgs& a) {
+  char* memory = shared_memory();
+  if (!is_last_block(a.choice.arrived, reinterpret_cast<int*>(memory))) return;
+  const Output& o = a.out[0];
+  const int k = a.choice.k, r = static_cast<int>(threadIdx.x) / 32;
+  block_sync();  // all know it
+  if (r < a.m)
+    choose(o.y + r * o.ldy, o.n, k, a.choice.ids + r * k, a.choice.weights + r * k,
+           memory + r * top_k_bytes(o.n, k));
 }
 
 // Own: rows of x are in this block's shared memory.
@@ -255,6 +283,7 @@ __global__ void __launch_bounds__(kRowThreads, Octets == 1 ? 2 : 1)
       if (!a.pieces) o.y[y_row * o.ldy + n] = a.swiglu ? silu(v[0]) * v[1] : v[0];
     }
   }
+  if (a.choice.k > 0) choose_at_last(a);
 }
 
 static_assert(sizeof(Output) % 16 == 0 && kMaxPieces * sizeof(Segments) % 16 == 0);
@@ -282,7 +311,7 @@ std::size_t divide(const MultiplyArgs& from, int slot, GemvArgs& a) {
   for (int i = 0; i < kMaxPieces; ++i)
     a.part_end[i] = i >= a.parts ? w.stages : a.tree ? w.piece_end[i] : segment_end(w.stages, i);
   a.task_items = a.swiglu ? 2 * a.jobs : a.jobs, a.by_task_items = divider(a.task_items);
-  a.known = from.known;
+  a.known = from.known, a.choice = from.choice;
   a.width = from.ids != nullptr         ? 1
             : from.tasks == nullptr     ? from.m
             : from.task_rows < kMaxRows ? from.task_rows
@@ -335,6 +364,11 @@ bool can_fuse_gemv(const Queue& q, const MultiplyArgs& a) {
   GemvArgs b;
   return can_gemv(q, a) && (a.tasks != nullptr || a.ids != nullptr || a.m <= kMaxRows) &&
          rows_in_registers(a.source) && divide(a, kShortSlot, b) + row_bytes(a) <= q.shared_limit;
+}
+
+bool can_choose(const MultiplyArgs& a, const Choice& c) {
+  return a.m <= kMaxRows && static_cast<std::size_t>(a.m) * top_k_bytes(a.out[0].w.n, c.k) <=
+                                static_cast<std::size_t>(2 * kRowWarps * slot_bytes(kShortSlot));
 }
 
 void launch_gemv(const Queue& q, const MultiplyArgs& from) {

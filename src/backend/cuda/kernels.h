@@ -5,6 +5,7 @@
 #pragma once
 #include <cstdint>
 
+#include "backend/cuda/divider.h"
 #include "backend/cuda/runtime.h"
 
 namespace nibble::NIBBLE_CUDA_NS {
@@ -99,6 +100,18 @@ struct RowGroup {
   int matrix, begin, rows;
 };
 
+// Of the router: experts of the k largest logits of a row, and their softmax.
+struct Choice {
+  int k = 0;  // 0: none
+  int* ids = nullptr;
+  float* weights = nullptr;
+  int* arrived = nullptr;  // gemv's blocks; 0 between launches
+};
+// Of shared memory, a token.
+constexpr std::size_t top_k_bytes(int experts, int k) {
+  return (static_cast<std::size_t>(experts) * 5 + static_cast<std::size_t>(k) * 4 + 15) / 16 * 16;
+}
+
 enum class Finish : int { Store, SwiGlu, Pieces };  // Pieces: y [row][piece][ldy], not added
 
 struct MultiplyArgs {
@@ -128,6 +141,7 @@ struct MultiplyArgs {
   // Of the launch, chosen by launch_multiply:
   int jobs = 0, round_stages = 0, slot_bytes = 0, entry_stride = 0, h_rows = 0;
   float* piece_sums = nullptr;  // [rows][kMaxPieces][ldy]
+  Choice choice;                // gemv's, from rows of out[0].y, where can_choose()
 };
 
 // Whether m rows of this source can be prepared by every block itself.
@@ -137,6 +151,7 @@ void launch_multiply(const Queue& q, MultiplyArgs a, bool fixed);
 // The same, faster, for up to 8 rows or tasks, where weights and source allow it.
 bool can_gemv(const Queue& q, const MultiplyArgs& a);
 bool can_fuse_gemv(const Queue& q, const MultiplyArgs& a);
+bool can_choose(const MultiplyArgs& a, const Choice& c);  // where can_gemv()
 void launch_gemv(const Queue& q, const MultiplyArgs& a);
 // The same for many rows (prepared before, in `fixed`), where the weights allow it: the same bits.
 // scratch: as many floats as gemm_scratch() says.
@@ -254,9 +269,19 @@ bool can_delta_rule_rows(const DeltaLayer& s);
 std::size_t rule_rows_scratch(const DeltaLayer& s, int m);
 void launch_delta_rule_rows(const Queue& q, const RuleArgs& a, const RowSpan* spans, int n,
                             void* scratch);
+// Of up to kMaxRows rows, and heads whose dims are these: the gated norm and rounding as well.
+inline constexpr int kDeltaStepDim = 128;
+struct DeltaStepArgs {
+  RuleArgs rule;
+  const float *z, *norm;
+  float norm_eps;
+  int int8;
+  Fixed fixed;      // rounded, not straight
+  Divider by_each;  // value heads of a key head
+};
+void launch_delta_step(const Queue& q, const DeltaStepArgs& a);
 
-void launch_top_k(const Queue& q, const float* logits, int m, int experts, int k, int* ids,
-                  float* weights);
+void launch_top_k(const Queue& q, const float* logits, int m, int experts, const Choice& c);
 // Groups the (token, slot) pairs of ids [m, k] by expert, up to 8 a task. In `up`, x is the token;
 // in `down`, the pair; y is the pair in both. shared: and matrix `experts` for each of up to 8
 // tokens, as pairs m k and on. Which task comes first is up to chance.

@@ -48,7 +48,7 @@ Fixed CudaBackend::half_rows(const char* name, const Source& s, std::int64_t row
 // Outputs that all take integers, or all fp32.
 void CudaBackend::multiply_kind(Source s, std::int64_t m, Activations activations,
                                 std::span<const LinearOutput> outputs, Epilogue epilogue, Plan plan,
-                                bool fixed) {
+                                bool fixed, const Choice& choice) {
   MultiplyArgs a;
   a.source = s, a.m = static_cast<int>(m), a.int8 = activations == Activations::Int8;
   for (const LinearOutput& o : outputs) a.out[a.outputs++] = {matrix(o), o.bias, o.y, o.ldy};
@@ -60,6 +60,8 @@ void CudaBackend::multiply_kind(Source s, std::int64_t m, Activations activation
   }
   const bool as_it_is = !fixed && s.kind == Source::Plain;  // fp32, and nothing to make of x
   const bool gemv = fixed && can_gemv(q_, a), gemm = fixed && m > kMaxRows && can_gemm(a);
+  const bool with_choice = choice.k > 0 && gemv && can_choose(a, choice);
+  if (with_choice) a.choice = choice;
   const auto run = [&](bool fused) {
     MultiplyArgs r = a;
     if (as_it_is) {
@@ -88,10 +90,12 @@ void CudaBackend::multiply_kind(Source s, std::int64_t m, Activations activation
     fused = is_fused_faster(key, worth_fusing(s, m), run);
   }
   run(fused);
+  if (choice.k > 0 && !with_choice) launch_top_k(q_, a.out[0].y, a.m, w.n, choice);
 }
 
 void CudaBackend::multiply(const Source& s, std::int64_t m, Activations activations,
-                           std::span<const LinearOutput> outputs, Epilogue epilogue, Plan plan) {
+                           std::span<const LinearOutput> outputs, Epilogue epilogue, Plan plan,
+                           const Choice& choice) {
   std::vector<LinearOutput> by_kind[2];  // fp32, integers
   for (const LinearOutput& o : outputs) by_kind[takes_integers(o, activations)].push_back(o);
   const bool mixed = !by_kind[0].empty() && !by_kind[1].empty();
@@ -113,7 +117,9 @@ void CudaBackend::multiply(const Source& s, std::int64_t m, Activations activati
   Source once = s;
   for (const bool fixed : {true, false}) {
     if (by_kind[fixed].empty()) continue;
-    multiply_kind(once, m, activations, by_kind[fixed], epilogue, plan, fixed);
+    const bool first = by_kind[fixed][0].y == outputs[0].y;
+    multiply_kind(once, m, activations, by_kind[fixed], epilogue, plan, fixed,
+                  first ? choice : Choice{});
     once.residual_out = once.normed = nullptr;  // written by the first launch
   }
 }
@@ -127,12 +133,15 @@ void CudaBackend::linear(const LinearArgs& a) {
 
 void CudaBackend::add_rmsnorm_linear(const AddRmsNormLinearArgs& a) {
   check(a);
+  norm_linear(a, {});
+}
+void CudaBackend::norm_linear(const AddRmsNormLinearArgs& a, const Choice& choice) {
   Source s;
   s.kind = Source::Norm, s.x = a.residual, s.other = a.delta, s.weight = a.weight;
   s.eps = a.eps, s.offset = a.unit_offset ? 1.0f : 0.0f, s.k = static_cast<int>(a.k);
   s.residual_out = a.residual_out, s.normed = a.normed;
   if (a.outputs.empty()) return launch_prepare(q_, s, static_cast<int>(a.m), 0, {}, {}, nullptr);
-  multiply(s, a.m, a.activations, a.outputs, a.epilogue, a.plan);
+  multiply(s, a.m, a.activations, a.outputs, a.epilogue, a.plan, choice);
 }
 
 void CudaBackend::gated_rmsnorm_linear(const GatedRmsNormLinearArgs& a) {
@@ -141,6 +150,25 @@ void CudaBackend::gated_rmsnorm_linear(const GatedRmsNormLinearArgs& a) {
   s.kind = Source::GatedNorm, s.x = a.o, s.other = a.z, s.weight = a.weight, s.eps = a.eps;
   s.k = static_cast<int>(a.heads * a.dim), s.dim = static_cast<int>(a.dim);
   multiply(s, a.m, a.activations, a.outputs, Epilogue::None, Plan::Auto);
+}
+
+// Of few rows the delta rule's launch leaves them rounded, where gemv takes them.
+void CudaBackend::delta_rule_linear(const DeltaRuleLinearArgs& a) {
+  check(a);
+  const GatedRmsNormLinearArgs& l = a.linear;
+  MultiplyArgs r;
+  r.source.k = static_cast<int>(l.heads * l.dim), r.m = static_cast<int>(l.m);
+  r.int8 = l.activations == Activations::Int8;
+  bool fixed = l.activations != Activations::Half;
+  for (const LinearOutput& o : l.outputs) {
+    fixed = fixed && takes_integers(o, l.activations);
+    r.out[r.outputs++] = {matrix(o), o.bias, o.y, o.ldy};
+  }
+  if (!fixed || l.m > kMaxRows || !can_gemv(q_, r) || !can_step(*a.rule.state))
+    return Backend::delta_rule_linear(a);
+  r.fixed = fixed_rows("rounded rows", l.m, r.out[0].w, false);
+  delta_step(a, r.fixed);
+  launch_gemv(q_, r);
 }
 
 }  // namespace nibble::NIBBLE_CUDA_NS

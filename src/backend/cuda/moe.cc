@@ -33,9 +33,7 @@ void CudaBackend::router(const RouterArgs& a) {
   AddRmsNormLinearArgs linear = linear_part(a, outputs);
   // Which experts a token has is the one thing that rounding could turn over.
   if (linear.activations == Activations::Half) linear.activations = Activations::Int16;
-  add_rmsnorm_linear(linear);
-  launch_top_k(q_, a.logits, static_cast<int>(a.m), static_cast<int>(a.router->format().n),
-               static_cast<int>(a.top_k), a.ids, a.weights);
+  norm_linear(linear, {static_cast<int>(a.top_k), a.ids, a.weights, arrived_.as<int>()});
 }
 
 void CudaBackend::experts(const ExpertsArgs& a) {

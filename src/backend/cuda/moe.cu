@@ -1,88 +1,18 @@
 // The mixture of experts, besides its products (multiply.cu): choice of experts, grouping of the
 // (token, slot) pairs that chose one, and the sum over slots and pieces in the CPU's order.
-#include "backend/cuda/kernels.h"
-#include "backend/cuda/math.cuh"
+#include "backend/cuda/top_k.cuh"
 
 namespace nibble::NIBBLE_CUDA_NS {
 namespace {
 
 constexpr int kGroupThreads = 512, kLanes = 32, kMixThreads = kLanes * kMaxPieces;
 
-constexpr int kTaken = -0x7fffffff - 1;
-
-// One warp a token. NaN is never above another value; the first expert left is, where it is NaN.
-__global__ void __launch_bounds__(kLanes)
-    top_k(const float* all, int experts, int k, int* ids, float* weights) {
+// One warp a token.
+__global__ void __launch_bounds__(kLanes) top_k(const float* logits, int experts, Choice c) {
   start_next(), await_last();
-  const int lane = static_cast<int>(threadIdx.x);
-  const float* logits = all + static_cast<std::int64_t>(blockIdx.x) * experts;
-  ids += static_cast<std::int64_t>(blockIdx.x) * k,
-      weights += static_cast<std::int64_t>(blockIdx.x) * k;
-  float* exps = reinterpret_cast<float*>(shared_memory());  // [k]
-  float* held = exps + k;                                   // [experts]
-  char* taken = reinterpret_cast<char*>(held + experts);    // [experts]
-#pragma unroll 8
-  for (int e = lane; e < experts; e += kLanes) held[e] = logits[e], taken[e] = 0;
-  warp_sync();
-  // Usually a lane's logits fit in registers, as integers that compare alike.
-  constexpr int kHeld = 8;
-  bool odd = experts > kHeld * kLanes || k > kLanes;
-  int key[kHeld];
-#pragma unroll
-  for (int i = 0; i < kHeld; ++i) {
-    const int e = i * kLanes + lane;
-    const float x = e < experts ? held[e] + 0.0f : 0.0f;  // one zero
-    odd = odd || x != x;
-    const int bits = float_bits(x);
-    key[i] = e < experts ? (bits < 0 ? bits ^ 0x7fffffff : bits) : kTaken;
-  }
-  if (first_lane(odd) == kLanes) {
-    float mine = 0;  // the choice of this lane's number
-    for (int s = 0; s < k; ++s) {
-      int most = key[0], at = 0;
-#pragma unroll
-      for (int i = 1; i < kHeld; ++i)
-        if (key[i] > most) most = key[i], at = i;
-      const int highest = warp_max(most);
-      const int best = -warp_max(most == highest ? -(at * kLanes + lane) : -kHeld * kLanes);
-#pragma unroll
-      for (int i = 0; i < kHeld; ++i)
-        if (best == i * kLanes + lane) key[i] = kTaken;
-      if (lane == s) mine = held[best], ids[s] = best;
-    }
-    const float e = exp_cut(mine - shuffle(mine, 0));
-    float sum = 0;
-    for (int s = 0; s < k; ++s) sum = sum + shuffle(e, s);
-    if (lane < k) weights[lane] = e / sum;
-    return;
-  }
-  float top = 0, sum = 0;
-  for (int s = 0; s < k; ++s) {
-    int first = experts, best = experts;  // the lowest left, the largest left
-    float most = 0;
-    for (int e = lane; e < experts; e += kLanes) {
-      if (taken[e] != 0) continue;
-      if (first == experts) first = e;
-      const float x = held[e];
-      if (x == x && (best == experts || x > most)) best = e, most = x;
-    }
-    first = -warp_max(-first);
-    for (int n = kLanes / 2; n > 0; n /= 2) {
-      const int other = shuffle_xor(best, n);
-      const float value = shuffle_xor(most, n);
-      if (other < experts && (best == experts || value > most || (value == most && other < best)))
-        best = other, most = value;
-    }
-    const float lowest = held[first];
-    if (lowest != lowest) best = first, most = lowest;
-    if (s == 0) top = most;
-    const float e = exp_cut(most - top);
-    sum = sum + e;
-    warp_sync();
-    if (lane == 0) taken[best] = 1, ids[s] = best, exps[s] = e;
-    warp_sync();
-  }
-  for (int s = lane; s < k; s += kLanes) weights[s] = exps[s] / sum;
+  const std::int64_t token = blockIdx.x;
+  choose(logits + token * experts, experts, c.k, c.ids + token * c.k, c.weights + token * c.k,
+         shared_memory());
 }
 
 // One block. Pairs are counted, experts get their tasks, pairs their places: in any order.
@@ -228,11 +158,9 @@ __global__ void __launch_bounds__(kMixThreads) mix_rows(const __grid_constant__ 
 
 }  // namespace
 
-void launch_top_k(const Queue& q, const float* logits, int m, int experts, int k, int* ids,
-                  float* weights) {
-  launch(q, "top_k", top_k, dim3{static_cast<unsigned>(m)}, kLanes,
-         static_cast<std::size_t>(experts) * 5 + static_cast<std::size_t>(k) * 4, logits, experts,
-         k, ids, weights);
+void launch_top_k(const Queue& q, const float* logits, int m, int experts, const Choice& c) {
+  launch(q, "top_k", top_k, dim3{static_cast<unsigned>(m)}, kLanes, top_k_bytes(experts, c.k),
+         logits, experts, c);
 }
 void launch_group(const Queue& q, const int* ids, int m, int k, int experts, bool shared, Task* up,
                   Task* down, int* count) {

@@ -124,7 +124,8 @@ void launch_swiglu(const Queue& q, const float* gate, const float* up, std::int6
 }
 void launch_embedding(const Queue& q, const Matrix& w, const int* ids, int m, float* h) {
   const int runs = (w.stages * kStage + kThreads - 1) / kThreads;
-  launch(q, "embedding", embedding, dim3{blocks(m), blocks(runs)}, kThreads, 0, w, ids, h);
+  launch<Begin::Late>(q, "embedding", embedding, dim3{blocks(m), blocks(runs)}, kThreads, 0, w, ids,
+                      h);
 }
 void launch_gather(const Queue& q, const float* src, const int* rows, int m, std::int64_t width,
                    float* dst) {

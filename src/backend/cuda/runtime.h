@@ -38,7 +38,7 @@ void* allocate_pinned(std::size_t bytes);  // of the host; the device copies it 
 void release_pinned(void* p);
 void copy_in(const Queue& q, void* device, const void* host, std::size_t bytes);   // waits
 void copy_out(const Queue& q, void* host, const void* device, std::size_t bytes);  // waits
-// From pinned memory, which stays as it is until wait().
+// From pinned memory, which stays as it is until wait(). In a recording: as it is at each replay.
 void copy_in_later(const Queue& q, void* device, const void* pinned, std::size_t bytes);
 void copy_within(const Queue& q, void* to, const void* from, std::size_t bytes);
 void clear(const Queue& q, void* p, std::size_t bytes);

@@ -37,7 +37,8 @@ struct GemvArgs {
   Divider by_task_items, by_blocks;
   int parts_of_warp;  // whose sums stay apart
   int known;          // tasks or ids are complete when this launch's blocks come
-  int ahead;          // stages that a warp asks the second cache for before it waits for x
+  Choice choice;
+  int ahead;  // stages that a warp asks the second cache for before it waits for x
 };
 
 // The segments of one warp: of a piece, its own; of several parts, these; else one.

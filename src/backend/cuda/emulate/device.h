@@ -10,6 +10,7 @@
 #define __device__
 #define __host__
 #define __forceinline__ inline
+#define __noinline__
 #define __launch_bounds__(...)
 #define __grid_constant__
 #define threadIdx (::nibble::emulate::place().thread)
@@ -81,6 +82,8 @@ inline int first_lane(bool is) {
 }
 inline void spin(int) {}
 inline int load_fresh(const int* p) { return *p; }
+inline float load_fresh(const float* p) { return *p; }
+inline void fence() {}
 inline int atomic_add(int* p, int x) {
   const int old = *p;
   *p += x;

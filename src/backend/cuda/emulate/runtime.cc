@@ -51,7 +51,7 @@ void copy_in(const Queue&, void* device, const void* host, std::size_t bytes) {
   std::memcpy(device, host, bytes);
 }
 void copy_in_later(const Queue& q, void* device, const void* pinned, std::size_t bytes) {
-  copy_in(q, device, pinned, bytes);
+  submit(q, [=] { std::memcpy(device, pinned, bytes); });
 }
 void copy_out(const Queue&, void* host, const void* device, std::size_t bytes) {
   std::memcpy(host, device, bytes);

@@ -58,6 +58,10 @@ __device__ __forceinline__ void spin(int cycles) {
 }
 // For what may be read before await_last(): past the first cache, which may hold an older value.
 __device__ __forceinline__ int load_fresh(const int* p) { return __ldcg(p); }
+__device__ __forceinline__ float load_fresh(const float* p) { return __ldcg(p); }
+// What this thread, and its block before a block_sync(), wrote is there for all before what it
+// writes or adds next is; and what it reads next is no older than what it has read.
+__device__ __forceinline__ void fence() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
 __device__ __forceinline__ int atomic_add(int* p, int x) { return atomicAdd(p, x); }
 
 // 16 bytes, past the first cache: a weight is read once.
