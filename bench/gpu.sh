@@ -78,7 +78,7 @@ stage_models() {
   local model want
   while read -r model want; do
     run nibble perplexity "models/$model" --text tests/data/kjv/val.txt --documents --windows 24 \
-      --device cuda --json </dev/null | grep "$want" || { echo "not $want"; return 1; }
+      --device cuda --exact-prefill --json </dev/null | grep "$want" || { echo "not $want"; return 1; }
   done <<<"kjv-qwen3_5 20.82343808558385
 kjv-qwen3_5-moe 16.978534354467882"
 }

@@ -58,7 +58,9 @@ inline Errors compare(const std::string& name, Activations a, const std::string&
   Errors e;
   std::vector<double> rms;
   for (const Prompt& p : prompts(name)) {
-    Engine engine(*checkpoint, {.activations = a, .device = device, .threads = 2, .context = 512});
+    Engine engine(
+        *checkpoint,
+        {.activations = a, .device = device, .threads = 2, .context = 512, .exact_prefill = true});
     const auto vocab = static_cast<std::size_t>(engine.vocab());
     const Engine::Input in{0, p.ids, Engine::Logits::All};
     const std::span<const float> rows = engine.forward({&in, 1});

@@ -238,8 +238,8 @@ TEST(HalfAttention, CompanyDoesNotShow) {
           add(q, kHeads, 0), add(k, kKvHeads, 1), add(v, kKvHeads, 2);
         }
       const auto m = static_cast<std::int64_t>(rows.size());
-      Buffer qi(*b, q), ki(*b, k), vi(*b, v), cs(*b, std::vector<float>(q.size(), 0.5f)),
-          rotated(*b, q.size()), out(*b, q.size());
+      const std::vector<float> cs(q.size(), 0.5f);
+      Buffer qi(*b, q), ki(*b, k), vi(*b, v), rotated(*b, q.size()), out(*b, q.size());
       b->rope_cache({.q = qi.data(),
                      .k = ki.data(),
                      .v = vi.data(),

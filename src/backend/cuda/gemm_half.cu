@@ -45,11 +45,11 @@ constexpr std::size_t shared_bytes(int octets) {
 // Codes of columns 4 t + j of 16, low or high nibbles, of bytes 0 and 2 (j even, or of w >> 8 odd).
 __device__ __forceinline__ std::uint32_t low_halves(std::uint32_t w, std::uint32_t scale) {
   constexpr std::uint32_t kOne = 0x3c003c00, kLess = 0xe408e408;  // -1032
-  return half2_mul(half2_fma((w & 0x000f000fu) | 0x64006400u, kOne, kLess), scale);
+  return half2_mul(half2_fma(and_or(w, 0x000f000f, 0x64006400), kOne, kLess), scale);
 }
 __device__ __forceinline__ std::uint32_t high_halves(std::uint32_t w, std::uint32_t scale) {
   constexpr std::uint32_t kSixteenth = 0x2c002c00, kLess = 0xd480d480;  // -72
-  return half2_mul(half2_fma((w & 0x00f000f0u) | 0x64006400u, kSixteenth, kLess), scale);
+  return half2_mul(half2_fma(and_or(w, 0x00f000f0, 0x64006400), kSixteenth, kLess), scale);
 }
 
 template <int N>
@@ -91,7 +91,7 @@ __global__ void __launch_bounds__(kThreads, 1) gemm_half(const __grid_constant__
   // buffers have anything: their products are nobody's.
   constexpr int kParts = (kRows + 63) / 64;
   const int row = tid / 8, input_at = row * kRowBytes + (tid % 8 ^ row % 8) * 16;
-  const char* words;
+  const char* words;  // of the stage that comes next
   const std::uint8_t *codes, *scales;
   int there;                                     // rows
   int fill_job = job, fill_stage = 0, fill = 0;  // what comes next, and where in the ring
@@ -104,30 +104,35 @@ __global__ void __launch_bounds__(kThreads, 1) gemm_half(const __grid_constant__
     for (int r = tid; r < kRows; r += kThreads)
       x_scales[j / step % kKept * kRows + r] = a.fixed.row_scale[rows.x(r)];
   };
+  const int part = 64 * stages * kRowBytes, shift = Groups32 ? 0 : a.out[0].w.group_shift;
   const auto bring = [&] {
     if (fill_stage >= stages) {
       fill_job += step, fill_stage = 0;
       if (fill_job < jobs) turn_to(fill_job);
     }
+    if (fill_job < jobs) {
+      char* const to = input + fill * kTurn * kInputBytes + input_at;
+      char* const slot = slots + fill * kTurn * (kWarps * kSlotBytes) + lane * 16;
 #pragma unroll
-    for (int i = 0; i < kTurn; ++i) {
-      const int s = fill_stage + i;
-      if (s >= stages || fill_job >= jobs) break;
-      char* const to = input + (fill * kTurn + i) * kInputBytes + input_at;
+      for (int i = 0; i < kTurn; ++i) {
+        if (fill_stage + i >= stages) break;
 #pragma unroll
-      for (int j = 0; j < kParts; ++j)
-        if (row + 64 * j < there)
-          copy_async16(to + 64 * j * kRowBytes, words + (64 * j * stages + s) * kRowBytes);
-      char* const slot = slots + (fill * kTurn + i) * (kWarps * kSlotBytes) + lane * 16;
-      copy_async16(slot, codes + static_cast<std::int64_t>(s) * 512);
-      if (lane < (Groups32 ? 4 : 2))
-        copy_async16(slot + 512, scales + (Groups32 ? 2 * s : s >> a.out[0].w.group_shift) * 32);
+        for (int j = 0; j < kParts; ++j)
+          if (row + 64 * j < there)
+            copy_async16(to + i * kInputBytes + 64 * j * kRowBytes, words + j * part);
+        copy_async16(slot + i * (kWarps * kSlotBytes), codes);
+        if (lane < (Groups32 ? 4 : 2))
+          copy_async16(slot + i * (kWarps * kSlotBytes) + 512,
+                       scales + (Groups32 ? 2 * (fill_stage + i) : (fill_stage + i) >> shift) * 32);
+        words += kRowBytes, codes += 512;
+      }
     }
     copy_async_commit();
     fill_stage += kTurn, fill = fill + 1 < kRing ? fill + 1 : 0;
   };
 
   int now = kRing - 1;  // the turn at hand, in the ring
+  const std::uint64_t b = swizzled(input);
   const auto walk = [&](auto octets) {
     constexpr int kOctets = decltype(octets)::value, kValues = 4 * kOctets;  // value: 4 o + 2 h + e
     constexpr bool kLate = kOctets == 16;  // products go on while codes are read; for others ptxas
@@ -140,21 +145,22 @@ __global__ void __launch_bounds__(kThreads, 1) gemm_half(const __grid_constant__
       show_to_warpgroups();
       block_sync();  // this turn is there for all, and the one before the last is read
       bring();
+      const char* slot = slots + now * kTurn * (kWarps * kSlotBytes);
+      std::uint64_t x = b + now * kTurn * (kInputBytes / 16);
 #pragma unroll 1
-      for (int i = 0; i < kTurn && first + i < stages; ++i) {
-        const char *x = input + (now * kTurn + i) * kInputBytes,
-                   *slot = slots + (now * kTurn + i) * (kWarps * kSlotBytes);
+      for (int s = first; s < stages && s < first + kTurn; ++s) {
         const uint4 v = *reinterpret_cast<const uint4*>(slot + lane * 16);
         const std::uint32_t w[4] = {v.x, v.y, v.z, v.w};
         std::uint32_t of[4][4];  // 16 columns; fragment
+        std::uint32_t both = 0;  // scales of rows g and g + 8
 #pragma unroll
         for (int c = 0; c < 2; ++c) {
-          const std::uint32_t both =
-              *reinterpret_cast<const std::uint32_t*>(slot + 512 + (Groups32 ? 32 * c : 0) + 4 * g);
+          if (c == 0 || Groups32)
+            both = *reinterpret_cast<const std::uint32_t*>(slot + 512 + 32 * c + 4 * g);
           if (kLate) warpgroup_wait<1>();  // the registers of the stage before are free
 #pragma unroll
           for (int h = 0; h < 2; ++h) {  // rows g and g + 8
-            const std::uint32_t scale = (both >> 16 * h & 0xffffu) * 0x10001u, u = w[2 * c + h];
+            const std::uint32_t scale = half_twice(both, h), u = w[2 * c + h];
             of[2 * c][h] = low_halves(u, scale), of[2 * c][2 + h] = low_halves(u >> 8, scale);
             of[2 * c + 1][h] = high_halves(u, scale);
             of[2 * c + 1][2 + h] = high_halves(u >> 8, scale);
@@ -162,56 +168,66 @@ __global__ void __launch_bounds__(kThreads, 1) gemm_half(const __grid_constant__
           if (kLate || c == 0) warpgroup_begin();
 #pragma unroll
           for (int j = 2 * c; j < 2 * c + 2; ++j)
-            warpgroup_mma_half<kOctets>(sums, of[j][0], of[j][1], of[j][2], of[j][3], x + 32 * j,
-                                        first + i + j > 0);
+            warpgroup_mma_half<kOctets>(sums, of[j][0], of[j][1], of[j][2], of[j][3], x + 2 * j,
+                                        s + j > 0);
           if (kLate) warpgroup_commit();
         }
         if (!kLate) warpgroup_end(sums);
+        slot += kWarps * kSlotBytes, x += kInputBytes / 16;
       }
     }
     if (kLate) warpgroup_end(sums);
 
     const BlockRows rows = rows_of(job);
     const Where tile = tile_of(job);
-    const float* const x_scale = x_scales + job / step % kKept * kRows;
-    const auto has = [&](int i) {
-      return tile.o != nullptr && i / 4 * 8 + 2 * t + i % 2 < rows.rows &&
-             tile.tile * kTile + g + i / 2 % 2 * 8 < tile.o->w.n;
-    };
+    const Product& out = tile.o != nullptr ? *tile.o : a.out[0];
+    const float* const x_scale = x_scales + job / step % kKept * kRows + 2 * t;
+    const int n = tile.tile * kTile + g, left = rows.rows - 2 * t;
+    const bool has[] = {tile.o != nullptr && n < out.w.n, tile.o != nullptr && n + 8 < out.w.n};
+    const float bias[] = {has[0] && out.bias != nullptr ? out.bias[n] : 0.0f,
+                          has[1] && out.bias != nullptr ? out.bias[n + 8] : 0.0f};
     const auto value = [&](int i) {
-      const float y = sums[i] * x_scale[i / 4 * 8 + 2 * t + i % 2];
-      return tile.o->bias != nullptr ? y + tile.o->bias[tile.tile * kTile + g + i / 2 % 2 * 8] : y;
+      return sums[i] * x_scale[i / 4 * 8 + i % 2] + bias[i / 2 % 2];
     };
-    const auto store = [&](const Product& o, int i, float v) {
-      o.y[static_cast<std::int64_t>(rows.y(i / 4 * 8 + 2 * t + i % 2)) * o.ldy + tile.tile * kTile +
-          g + i / 2 % 2 * 8] = v;
+    // Of the rows that are there: of the octets of one parity, or all (2). use(value, y + n)
+    const auto each = [&](int parity, float* y, std::int64_t ldy, auto&& use) {
+#pragma unroll
+      for (int o = 0; o < kOctets; ++o) {
+        if (o % 2 == 1 - parity) continue;
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          if (8 * o + e >= left) continue;
+          float* const to = y + rows.y(8 * o + 2 * t + e) * ldy + n;
+          if (has[0]) use(4 * o + e, to);
+          if (has[1]) use(4 * o + 2 + e, to + 8);
+        }
+      }
     };
     if (!swiglu) {
-#pragma unroll
-      for (int i = 0; i < kValues; ++i)
-        if (has(i)) store(*tile.o, i, value(i));
+      each(2, out.y, out.ldy, [&](int i, float* to) { *to = value(i); });
       return;
     }
     // Half of the warps have gate's, the others up's: either gives the other half of its values,
     // through the buffers of the last two turns, and makes what it has both of.
     const bool is_up = warp >= kWarps / 2;
+    float* const ways[] = {
+        reinterpret_cast<float*>(input + now * kTurn * kInputBytes) + tid % (kThreads / 2),
+        reinterpret_cast<float*>(input + (now > 0 ? now - 1 : kRing - 1) * kTurn * kInputBytes) +
+            tid % (kThreads / 2)};
     const auto way = [&](int i) -> float& {
-      const int turn = i < kValues / 2 ? now : now > 0 ? now - 1 : kRing - 1;
-      return reinterpret_cast<float*>(
-          input +
-          turn * kTurn * kInputBytes)[i % (kValues / 2) * (kThreads / 2) + tid % (kThreads / 2)];
+      return ways[i / (kValues / 2)][i % (kValues / 2) * (kThreads / 2)];
     };
     block_sync();
 #pragma unroll
     for (int i = 0; i < kValues; ++i)
-      if ((i / 4 % 2 == 0) == is_up && has(i)) way(i) = value(i);
+      if ((i / 4 % 2 == 0) == is_up) way(i) = value(i);
     block_sync();
-#pragma unroll
-    for (int i = 0; i < kValues; ++i)
-      if ((i / 4 % 2 == 1) == is_up && has(i)) {
-        const float mine = value(i), other = way(i);
-        store(a.out[0], i, is_up ? silu_near(other) * mine : silu_near(mine) * other);
-      }
+    float* const y = a.out[0].y;
+    const std::int64_t ldy = a.out[0].ldy;
+    if (is_up)
+      each(1, y, ldy, [&](int i, float* to) { *to = silu_near(way(i)) * value(i); });
+    else
+      each(0, y, ldy, [&](int i, float* to) { *to = silu_near(value(i)) * way(i); });
   };
   turn_to(job);
 #pragma unroll 1

@@ -175,6 +175,12 @@ inline int float_bits(float x) {
 inline float bits_float(int i) { return from_word<float>(static_cast<std::uint32_t>(i)); }
 inline int round_int(float x) { return static_cast<int>(__builtin_rintf(x)); }
 inline float from_half(std::uint16_t h) { return half_to_float(h); }
+inline std::uint32_t and_or(std::uint32_t x, std::uint32_t mask, std::uint32_t bits) {
+  return (x & mask) | bits;
+}
+inline std::uint32_t half_twice(std::uint32_t x, int which) {
+  return (x >> (16 * which) & 0xffffu) * 0x10001u;
+}
 // Of halves: a float holds their product, and the rounding of a sum is made twice.
 inline std::uint32_t half2_fma(std::uint32_t a, std::uint32_t b, std::uint32_t c) {
   std::uint32_t r = 0;

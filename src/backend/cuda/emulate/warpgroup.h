@@ -43,14 +43,17 @@ inline void warpgroup_mma(int (&c)[4 * Octets], std::uint32_t a0, std::uint32_t 
   }
 }
 
+inline std::uint64_t swizzled(const char* bytes) {
+  return reinterpret_cast<std::uintptr_t>(bytes) / 16;
+}
 template <int Octets>
 inline void warpgroup_mma_half(float (&c)[4 * Octets], std::uint32_t a0, std::uint32_t a1,
-                               std::uint32_t a2, std::uint32_t a3, const char* bytes, bool add) {
+                               std::uint32_t a2, std::uint32_t a3, std::uint64_t b_at, bool add) {
   const std::uint32_t mine[] = {a0, a1, a2, a3};
   const auto* all = emulate::exchange(mine, 4);
   const unsigned lane = threadIdx.x & 31, g = lane / 4, t = lane % 4;
-  const std::uintptr_t at = reinterpret_cast<std::uintptr_t>(bytes), first = at % 128;
-  const char* const tile = bytes - at % 1024;
+  const std::uintptr_t at = b_at * 16, first = at % 128;
+  const char* const tile = reinterpret_cast<const char*>(at - at % 1024);
   float a[2][16];  // rows g and g + 8
   for (unsigned h = 0; h < 2; ++h)
     for (unsigned k = 0; k < 16; ++k)

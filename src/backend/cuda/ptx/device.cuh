@@ -135,6 +135,16 @@ __device__ __forceinline__ int round_int(float x) { return __float2int_rn(x); }
 __device__ __forceinline__ float from_half(std::uint16_t h) {
   return __half2float(__ushort_as_half(h));
 }
+// (x & mask) | bits
+__device__ __forceinline__ std::uint32_t and_or(std::uint32_t x, std::uint32_t mask,
+                                                std::uint32_t bits) {
+  asm("lop3.b32 %0, %0, %1, %2, 0xea;" : "+r"(x) : "r"(mask), "r"(bits));
+  return x;
+}
+// Half `which` of a word, twice.
+__device__ __forceinline__ std::uint32_t half_twice(std::uint32_t x, int which) {
+  return __byte_perm(x, 0, which == 0 ? 0x1010 : 0x3232);
+}
 // Two halves in a word.
 __device__ __forceinline__ std::uint32_t half2_fma(std::uint32_t a, std::uint32_t b,
                                                    std::uint32_t c) {

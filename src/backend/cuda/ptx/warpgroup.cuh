@@ -52,7 +52,7 @@ __device__ __forceinline__ void warpgroup_begin() {
   else                                                                                 \
     NIBBLE_WGMMA("64", type, NIBBLE_L32, "{%32,%33,%34,%35}, %36", "%37", NIBBLE_C32)
 
-// What tells the instructions where B lies.
+// What tells the instructions where B lies: 1 more is 16 bytes further on.
 __device__ __forceinline__ std::uint64_t swizzled(const char* bytes) {
   const auto at = static_cast<std::uint32_t>(__cvta_generic_to_shared(bytes));
   constexpr std::uint64_t kSwizzle = std::uint64_t{1} << 62, kEightRows = std::uint64_t{64} << 32;
@@ -93,13 +93,12 @@ __device__ __forceinline__ void warpgroup_mma(int (&c)[4 * Octets], std::uint32_
                : __VA_ARGS__                                                                    \
                : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(add ? 1 : 0))
 
-// The same in fp16, with c in fp32: A in the fragments of mma.m16n8k16, B 8 Octets rows of 16
-// halves.
+// The same in fp16, b of swizzled(), with c in fp32: A in the fragments of mma.m16n8k16, B 8 Octets
+// rows of 16 halves.
 template <int Octets>
 __device__ __forceinline__ void warpgroup_mma_half(float (&c)[4 * Octets], std::uint32_t a0,
                                                    std::uint32_t a1, std::uint32_t a2,
-                                                   std::uint32_t a3, const char* bytes, bool add) {
-  const std::uint64_t b = swizzled(bytes);
+                                                   std::uint32_t a3, std::uint64_t b, bool add) {
   static_assert(Octets == 2 || Octets == 4 || Octets == 8 || Octets == 16 || Octets == 20);
   if constexpr (Octets == 2)
     NIBBLE_WGMMA_HALF("16", NIBBLE_L8, "{%8,%9,%10,%11}, %12", "%13", NIBBLE_C8(0));
