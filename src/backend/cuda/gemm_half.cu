@@ -6,11 +6,12 @@
 // A job of a block of 16 warps is 16 tiles of W (with SwiGLU: 8 of gate and the same of up), a tile
 // a warp, and 8 Octets rows of x, of a mixture the pairs of one expert. Four warps multiply 64 rows
 // of W with all rows of x: so much of x serves 256 rows of W that the second cache keeps up, and
-// while a warp makes halves of the codes of 32 columns, the matrix units have those of the 32
-// before. Stages of 64 columns come through a ring of buffers in shared memory (cp.async), two
-// between barriers: of x 128 bytes a row, swizzled; of W 512 bytes of codes a tile and its scales.
-// A block stays for several jobs, and the next one's first stages come while the last one's sums
-// are stored.
+// while some warps make halves of codes the matrix units have the others' products. Stages of 64
+// columns come through a ring of buffers in shared memory (cp.async): of x 128 bytes a row,
+// swizzled; of W 512 bytes of codes a tile and its scales. No barrier of the block stands between
+// stages: a warp says, two stages ahead, that its copies are there, and waits for the others' word
+// of the stage at hand. A block stays for several jobs, and the next one's first stages come while
+// the last one's sums are stored.
 //
 // x (Fixed::words) [row][stage] 64 halves: of every 16 columns the even ones, then the odd ones,
 // which is how a byte pair of codes becomes two halves by one AND (kernels.h, Matrix).
@@ -23,22 +24,22 @@ namespace {
 
 constexpr int kWarps = 16, kThreads = 32 * kWarps, kRowBytes = 128, kSlotBytes = 512 + 64,
               kAlign = 1024;
-constexpr int kTurn = 2;  // stages between barriers
-// Turns in the ring: the one at hand, the one before, whose last products may be under way, and
-// those to come.
-constexpr int ring_of(int octets) { return octets > 16 ? 3 : 4; }
+// Stages in the ring; how many ahead of the one at hand a warp asks for, and says that it has. All
+// warps have read what is kSaid + 1 behind, which is where the next one goes.
+constexpr int ring_of(int octets) { return octets > 16 ? 7 : 8; }
+constexpr int kAhead = 4, kSaid = 2;
 
 // Tiles (pairs of them, with SwiGLU) in jobs.
 __host__ __device__ constexpr int blocks_of(int tiles, bool swiglu) {
   return swiglu ? (tiles + kWarps / 2 - 1) / (kWarps / 2) : (tiles + kWarps - 1) / kWarps;
 }
 
-// Shared memory: inputs [ring][kTurn][rows], where the swizzle begins anew; slots
-// [ring][kTurn][kWarps]; scales of x [kKept][rows], of this job and the next ones.
-constexpr int kKept = 4;
+// Shared memory: inputs [ring][rows], where the swizzle begins anew; slots [ring][kWarps]; scales
+// of x [kKept][rows], of this job and the next ones; barriers [ring].
+constexpr int kKept = 8;
 constexpr std::size_t shared_bytes(int octets) {
-  const int rows = 8 * octets, buffers = kTurn * ring_of(octets);
-  return static_cast<std::size_t>(kAlign + buffers * (rows * kRowBytes + kWarps * kSlotBytes) +
+  const int rows = 8 * octets, ring = ring_of(octets);
+  return static_cast<std::size_t>(kAlign + ring * (rows * kRowBytes + kWarps * kSlotBytes + 8) +
                                   kKept * rows * 4);
 }
 
@@ -62,8 +63,8 @@ template <int Octets, bool Groups32>
 __global__ void __launch_bounds__(kThreads, 1) gemm_half(const __grid_constant__ MultiplyArgs a) {
 #ifdef NIBBLE_HAS_WARPGROUPS
   start_next(), await_last();
-  constexpr int kRows = 8 * Octets, kInputBytes = kRows * kRowBytes, kRing = ring_of(Octets),
-                kBuffers = kRing * kTurn;
+  constexpr int kRows = 8 * Octets, kInputBytes = kRows * kRowBytes, kRing = ring_of(Octets);
+  static_assert(kAhead < kRing - kSaid);
   const int tid = static_cast<int>(threadIdx.x), lane = tid % 32, warp = tid / 32, g = lane / 4,
             t = lane % 4, stages = a.out[0].w.stages, step = static_cast<int>(gridDim.x);
   const bool swiglu = a.finish == Finish::SwiGlu, grouped = a.groups != nullptr;
@@ -83,9 +84,13 @@ __global__ void __launch_bounds__(kThreads, 1) gemm_half(const __grid_constant__
 
   char* input = shared_memory();
   input += (kAlign - reinterpret_cast<std::uintptr_t>(input) % kAlign) % kAlign;
-  char* const slots = input + kBuffers * kInputBytes + warp * kSlotBytes;
+  char* const slots = input + kRing * kInputBytes + warp * kSlotBytes;
   float* const x_scales =
-      reinterpret_cast<float*>(input + kBuffers * (kInputBytes + kWarps * kSlotBytes));
+      reinterpret_cast<float*>(input + kRing * (kInputBytes + kWarps * kSlotBytes));
+
+  char* const full = reinterpret_cast<char*>(x_scales + kKept * kRows);
+  if (tid < kRing) barrier_init(full + 8 * tid, kWarps);
+  block_sync();
 
   // This thread's parts of a stage of x: 16 bytes of every 64th row. Of rows that are not there
   // buffers have anything: their products are nobody's.
@@ -111,72 +116,65 @@ __global__ void __launch_bounds__(kThreads, 1) gemm_half(const __grid_constant__
       if (fill_job < jobs) turn_to(fill_job);
     }
     if (fill_job < jobs) {
-      char* const to = input + fill * kTurn * kInputBytes + input_at;
-      char* const slot = slots + fill * kTurn * (kWarps * kSlotBytes) + lane * 16;
+      char* const to = input + fill * kInputBytes + input_at;
+      char* const slot = slots + fill * (kWarps * kSlotBytes) + lane * 16;
 #pragma unroll
-      for (int i = 0; i < kTurn; ++i) {
-        if (fill_stage + i >= stages) break;
-#pragma unroll
-        for (int j = 0; j < kParts; ++j)
-          if (row + 64 * j < there)
-            copy_async16(to + i * kInputBytes + 64 * j * kRowBytes, words + j * part);
-        copy_async16(slot + i * (kWarps * kSlotBytes), codes);
-        if (lane < (Groups32 ? 4 : 2))
-          copy_async16(slot + i * (kWarps * kSlotBytes) + 512,
-                       scales + (Groups32 ? 2 * (fill_stage + i) : (fill_stage + i) >> shift) * 32);
-        words += kRowBytes, codes += 512;
-      }
+      for (int j = 0; j < kParts; ++j)
+        if (row + 64 * j < there) copy_async16(to + 64 * j * kRowBytes, words + j * part);
+      copy_async16(slot, codes);
+      if (lane < (Groups32 ? 4 : 2))
+        copy_async16(slot + 512, scales + (Groups32 ? 2 * fill_stage : fill_stage >> shift) * 32);
+      words += kRowBytes, codes += 512;
     }
     copy_async_commit();
-    fill_stage += kTurn, fill = fill + 1 < kRing ? fill + 1 : 0;
+    fill_stage += 1, fill = fill + 1 < kRing ? fill + 1 : 0;
+  };
+  int said = 0;
+  const auto say = [&] {  // for all of this warp's copies that have been waited for
+    show_to_warpgroups();
+    warp_sync();
+    if (lane == 0) barrier_arrive(full + 8 * said);
+    said = said + 1 < kRing ? said + 1 : 0;
   };
 
-  int now = kRing - 1;  // the turn at hand, in the ring
+  int now = 0, phase = 0;  // the stage at hand, in the ring
   const std::uint64_t b = swizzled(input);
   const auto walk = [&](auto octets) {
     constexpr int kOctets = decltype(octets)::value, kValues = 4 * kOctets;  // value: 4 o + 2 h + e
-    constexpr bool kLate = kOctets == 16;  // products go on while codes are read; for others ptxas
-                                           // finds no registers for that
     float sums[kValues];
 #pragma unroll 1
-    for (int first = 0; first < stages; first += kTurn) {
-      now = now + 1 < kRing ? now + 1 : 0;
-      copy_async_wait<kRing - 3>();
-      show_to_warpgroups();
-      block_sync();  // this turn is there for all, and the one before the last is read
+    for (int s = 0; s < stages; ++s) {
+      copy_async_wait<kAhead - kSaid - 1>();
+      say();
+      barrier_wait(full + 8 * now, phase);
+      show_to_warpgroups();  // the others' copies
       bring();
-      const char* slot = slots + now * kTurn * (kWarps * kSlotBytes);
-      std::uint64_t x = b + now * kTurn * (kInputBytes / 16);
-#pragma unroll 1
-      for (int s = first; s < stages && s < first + kTurn; ++s) {
-        const uint4 v = *reinterpret_cast<const uint4*>(slot + lane * 16);
-        const std::uint32_t w[4] = {v.x, v.y, v.z, v.w};
-        std::uint32_t of[4][4];  // 16 columns; fragment
-        std::uint32_t both = 0;  // scales of rows g and g + 8
+      const char* const slot = slots + now * (kWarps * kSlotBytes);
+      const std::uint64_t x = b + now * (kInputBytes / 16);
+      now += 1;
+      if (now == kRing) now = 0, phase ^= 1;
+      const uint4 v = *reinterpret_cast<const uint4*>(slot + lane * 16);
+      const std::uint32_t w[4] = {v.x, v.y, v.z, v.w};
+      std::uint32_t of[4][4];  // 16 columns; fragment
 #pragma unroll
-        for (int c = 0; c < 2; ++c) {
-          if (c == 0 || Groups32)
-            both = *reinterpret_cast<const std::uint32_t*>(slot + 512 + 32 * c + 4 * g);
-          if (kLate) warpgroup_wait<1>();  // the registers of the stage before are free
+      for (int c = 0; c < 2; ++c) {
+        const std::uint32_t both = *reinterpret_cast<const std::uint32_t*>(
+            slot + 512 + (Groups32 ? 32 * c : 0) + 4 * g);  // scales of rows g and g + 8
 #pragma unroll
-          for (int h = 0; h < 2; ++h) {  // rows g and g + 8
-            const std::uint32_t scale = half_twice(both, h), u = w[2 * c + h];
-            of[2 * c][h] = low_halves(u, scale), of[2 * c][2 + h] = low_halves(u >> 8, scale);
-            of[2 * c + 1][h] = high_halves(u, scale);
-            of[2 * c + 1][2 + h] = high_halves(u >> 8, scale);
-          }
-          if (kLate || c == 0) warpgroup_begin();
-#pragma unroll
-          for (int j = 2 * c; j < 2 * c + 2; ++j)
-            warpgroup_mma_half<kOctets>(sums, of[j][0], of[j][1], of[j][2], of[j][3], x + 2 * j,
-                                        s + j > 0);
-          if (kLate) warpgroup_commit();
+        for (int h = 0; h < 2; ++h) {
+          const std::uint32_t scale = half_twice(both, h), u = w[2 * c + h];
+          of[2 * c][h] = low_halves(u, scale), of[2 * c][2 + h] = low_halves(u >> 8, scale);
+          of[2 * c + 1][h] = high_halves(u, scale),
+                     of[2 * c + 1][2 + h] = high_halves(u >> 8, scale);
         }
-        if (!kLate) warpgroup_end(sums);
-        slot += kWarps * kSlotBytes, x += kInputBytes / 16;
       }
+      warpgroup_begin();
+#pragma unroll
+      for (int j = 0; j < 4; ++j)
+        warpgroup_mma_half<kOctets>(sums, of[j][0], of[j][1], of[j][2], of[j][3], x + 2 * j,
+                                    s + j > 0);
+      warpgroup_end(sums);
     }
-    if (kLate) warpgroup_end(sums);
 
     const BlockRows rows = rows_of(job);
     const Where tile = tile_of(job);
@@ -208,15 +206,15 @@ __global__ void __launch_bounds__(kThreads, 1) gemm_half(const __grid_constant__
       return;
     }
     // Half of the warps have gate's, the others up's: either gives the other half of its values,
-    // through the buffers of the last two turns, and makes what it has both of.
+    // through the last four buffers read, and makes what it has both of.
     const bool is_up = warp >= kWarps / 2;
-    float* const ways[] = {
-        reinterpret_cast<float*>(input + now * kTurn * kInputBytes) + tid % (kThreads / 2),
-        reinterpret_cast<float*>(input + (now > 0 ? now - 1 : kRing - 1) * kTurn * kInputBytes) +
-            tid % (kThreads / 2)};
     const auto way = [&](int i) -> float& {
-      return ways[i / (kValues / 2)][i % (kValues / 2) * (kThreads / 2)];
+      constexpr int kEach = kValues / 4;
+      const int at = (now + kRing - 1 - i / kEach) % kRing;
+      return reinterpret_cast<float*>(
+          input + at * kInputBytes)[i % kEach * (kThreads / 2) + tid % (kThreads / 2)];
     };
+    static_assert(kRing - kAhead >= 4 || Octets > 16);
     block_sync();
 #pragma unroll
     for (int i = 0; i < kValues; ++i)
@@ -228,10 +226,14 @@ __global__ void __launch_bounds__(kThreads, 1) gemm_half(const __grid_constant__
       each(1, y, ldy, [&](int i, float* to) { *to = silu_near(way(i)) * value(i); });
     else
       each(0, y, ldy, [&](int i, float* to) { *to = silu_near(value(i)) * way(i); });
+    block_sync();  // before the next stages come there
   };
   turn_to(job);
 #pragma unroll 1
-  for (int i = 0; i < kRing - 2; ++i) bring();
+  for (int i = 0; i < kAhead; ++i) bring();
+  copy_async_wait<kAhead - kSaid>();
+#pragma unroll 1
+  for (int i = 0; i < kSaid; ++i) say();
 #pragma unroll 1
   for (; job < jobs; job += step) {
     if constexpr (Octets > 8) {

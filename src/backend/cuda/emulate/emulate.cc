@@ -274,6 +274,23 @@ char* shared_memory() { return now->block->shared; }
 void block_sync() { wait(now->block->barrier); }
 void warp_sync() { wait(now->warp->barrier); }
 
+// The phase, above two times 16 bits: how many end it, how many are to come.
+void barrier_init(void* barrier, int count) {
+  *static_cast<std::uint64_t*>(barrier) = static_cast<std::uint64_t>(count) * 0x10001u;
+}
+void barrier_arrive(void* barrier) {
+  auto& b = *static_cast<std::uint64_t*>(barrier);
+  if ((--b & 0xffffu) == 0) b += (std::uint64_t{1} << 32) + (b >> 16 & 0xffffu);
+}
+void barrier_wait(void* barrier, int parity) {
+  const auto& b = *static_cast<const std::uint64_t*>(barrier);
+  while (static_cast<int>(b >> 32 & 1) == parity) {
+    now->waits_for = &b, now->passed = b;
+    to_scheduler(false);
+    now->waits_for = nullptr;
+  }
+}
+
 const std::uint32_t (*exchange(const std::uint32_t* words, int n))[12] {
   Warp& w = *now->warp;
   auto& buffer = w.words[w.barrier.generation % 2];

@@ -30,6 +30,10 @@ const Place& place();
 char* shared_memory();
 void block_sync();
 void warp_sync();
+// 8 bytes of shared memory: a phase ends when `count` have arrived.
+void barrier_init(void* barrier, int count);
+void barrier_arrive(void* barrier);
+void barrier_wait(void* barrier, int parity);  // until the phase of this parity has ended
 // Every lane gives `words` (up to 12) 32-bit words and sees those of all 32: [lane][12].
 const std::uint32_t (*exchange(const std::uint32_t* words, int n))[12];
 void copy_async(void* shared, const void* global, unsigned bytes);

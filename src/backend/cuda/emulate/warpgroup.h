@@ -11,9 +11,9 @@ inline void copy_async8(void* shared, const void* global) {
 }
 inline void show_to_warpgroups() {}
 inline void warpgroup_begin() {}
-inline void warpgroup_commit() {}
-template <int Left>
-inline void warpgroup_wait() {}
+inline void barrier_init(void* barrier, int count) { emulate::barrier_init(barrier, count); }
+inline void barrier_arrive(void* barrier) { emulate::barrier_arrive(barrier); }
+inline void barrier_wait(void* barrier, int parity) { emulate::barrier_wait(barrier, parity); }
 template <class T, int N>
 inline void warpgroup_end(T (&)[N]) {}
 

@@ -21,6 +21,26 @@ __device__ __forceinline__ void copy_async8(void* shared, const void* global) {
 __device__ __forceinline__ void show_to_warpgroups() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
+// A barrier in shared memory (8 bytes) that threads pass at different times: its phases end when
+// `count` have arrived, and barrier_wait() returns once the phase of that parity has.
+__device__ __forceinline__ void barrier_init(void* barrier, int count) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(
+                   static_cast<std::uint32_t>(__cvta_generic_to_shared(barrier))),
+               "r"(count)
+               : "memory");
+}
+__device__ __forceinline__ void barrier_arrive(void* barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(
+                   static_cast<std::uint32_t>(__cvta_generic_to_shared(barrier)))
+               : "memory");
+}
+__device__ __forceinline__ void barrier_wait(void* barrier, int parity) {
+  asm volatile(
+      "{.reg .pred p; again%=: mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1; @!p bra "
+      "again%=;}" ::"r"(static_cast<std::uint32_t>(__cvta_generic_to_shared(barrier))),
+      "r"(parity)
+      : "memory");
+}
 // Before the first of a batch: registers are as they were written.
 __device__ __forceinline__ void warpgroup_begin() {
   asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
@@ -113,19 +133,11 @@ __device__ __forceinline__ void warpgroup_mma_half(float (&c)[4 * Octets], std::
 }
 __device__ __forceinline__ void hold_all(int& x) { asm volatile("" : "+r"(x)::"memory"); }
 __device__ __forceinline__ void hold_all(float& x) { asm volatile("" : "+f"(x)::"memory"); }
-// Ends a batch; waits for all but the last `Left` batches, whose a may then be written again.
-__device__ __forceinline__ void warpgroup_commit() {
-  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-}
-template <int Left>
-__device__ __forceinline__ void warpgroup_wait() {
-  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(Left) : "memory");
-}
 // Waits for all of this warpgroup's products.
 template <class T, int N>
 __device__ __forceinline__ void warpgroup_end(T (&c)[N]) {
-  warpgroup_commit();
-  warpgroup_wait<0>();
+  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+  asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
 #pragma unroll
   for (int i = 0; i < N; ++i) hold_all(c[i]);
 }
