@@ -9,7 +9,7 @@
 // while some warps make halves of codes the matrix units have the others' products. Stages of 64
 // columns come through a ring of buffers in shared memory (cp.async): of x 128 bytes a row,
 // swizzled; of W 512 bytes of codes a tile and its scales. No barrier of the block stands between
-// stages: a warp says, two stages ahead, that its copies are there, and waits for the others' word
+// stages: a warp says, a stage ahead, that its copies are there, and waits for the others' word
 // of the stage at hand. A block stays for several jobs, and the next one's first stages come while
 // the last one's sums are stored.
 //
@@ -27,7 +27,7 @@ constexpr int kWarps = 16, kThreads = 32 * kWarps, kRowBytes = 128, kSlotBytes =
 // Stages in the ring; how many ahead of the one at hand a warp asks for, and says that it has. All
 // warps have read what is kSaid + 1 behind, which is where the next one goes.
 constexpr int ring_of(int octets) { return octets > 16 ? 7 : 8; }
-constexpr int kAhead = 4, kSaid = 2;
+constexpr int kAhead = 3, kSaid = 1;
 
 // Tiles (pairs of them, with SwiGLU) in jobs.
 __host__ __device__ constexpr int blocks_of(int tiles, bool swiglu) {
@@ -35,8 +35,8 @@ __host__ __device__ constexpr int blocks_of(int tiles, bool swiglu) {
 }
 
 // Shared memory: inputs [ring][rows], where the swizzle begins anew; slots [ring][kWarps]; scales
-// of x [kKept][rows], of this job and the next ones; barriers [ring].
-constexpr int kKept = 8;
+// of x [kKept][rows], of the job before, this one and the next; barriers [ring].
+constexpr int kKept = 3;
 constexpr std::size_t shared_bytes(int octets) {
   const int rows = 8 * octets, ring = ring_of(octets);
   return static_cast<std::size_t>(kAlign + ring * (rows * kRowBytes + kWarps * kSlotBytes + 8) +
@@ -98,9 +98,10 @@ __global__ void __launch_bounds__(kThreads, 1) gemm_half(const __grid_constant__
   const int row = tid / 8, input_at = row * kRowBytes + (tid % 8 ^ row % 8) * 16;
   const char* words;  // of the stage that comes next
   const std::uint8_t *codes, *scales;
-  int there;                                     // rows
-  int fill_job = job, fill_stage = 0, fill = 0;  // what comes next, and where in the ring
+  int there;  // rows; none past the last job
   const auto turn_to = [&](int j) {
+    there = 0;
+    if (j >= jobs) return;
     const BlockRows rows = rows_of(j);
     const TileBytes bytes(a, tile_of(j), rows.matrix);
     codes = bytes.codes, scales = bytes.scales, there = rows.rows < kRows ? rows.rows : kRows;
@@ -110,31 +111,25 @@ __global__ void __launch_bounds__(kThreads, 1) gemm_half(const __grid_constant__
       x_scales[j / step % kKept * kRows + r] = a.fixed.row_scale[rows.x(r)];
   };
   const int part = 64 * stages * kRowBytes, shift = Groups32 ? 0 : a.out[0].w.group_shift;
-  const auto bring = [&] {
-    if (fill_stage >= stages) {
-      fill_job += step, fill_stage = 0;
-      if (fill_job < jobs) turn_to(fill_job);
-    }
-    if (fill_job < jobs) {
-      char* const to = input + fill * kInputBytes + input_at;
-      char* const slot = slots + fill * (kWarps * kSlotBytes) + lane * 16;
+  const auto after = [](int at, int n) { return at + n < kRing ? at + n : at + n - kRing; };
+  const auto bring = [&](int s, int to_slot) {
+    if (there > 0) {
+      char* const to = input + to_slot * kInputBytes + input_at;
+      char* const slot = slots + to_slot * (kWarps * kSlotBytes) + lane * 16;
 #pragma unroll
       for (int j = 0; j < kParts; ++j)
         if (row + 64 * j < there) copy_async16(to + 64 * j * kRowBytes, words + j * part);
       copy_async16(slot, codes);
       if (lane < (Groups32 ? 4 : 2))
-        copy_async16(slot + 512, scales + (Groups32 ? 2 * fill_stage : fill_stage >> shift) * 32);
+        copy_async16(slot + 512, scales + (Groups32 ? 2 * s : s >> shift) * 32);
       words += kRowBytes, codes += 512;
     }
     copy_async_commit();
-    fill_stage += 1, fill = fill + 1 < kRing ? fill + 1 : 0;
   };
-  int said = 0;
-  const auto say = [&] {  // for all of this warp's copies that have been waited for
+  const auto say = [&](int at) {  // for all of this warp's copies that have been waited for
     show_to_warpgroups();
     warp_sync();
-    if (lane == 0) barrier_arrive(full + 8 * said);
-    said = said + 1 < kRing ? said + 1 : 0;
+    if (lane == 0) barrier_arrive(full + 8 * at);
   };
 
   int now = 0, phase = 0;  // the stage at hand, in the ring
@@ -145,10 +140,15 @@ __global__ void __launch_bounds__(kThreads, 1) gemm_half(const __grid_constant__
 #pragma unroll 1
     for (int s = 0; s < stages; ++s) {
       copy_async_wait<kAhead - kSaid - 1>();
-      say();
+      say(after(now, kSaid));
       barrier_wait(full + 8 * now, phase);
       show_to_warpgroups();  // the others' copies
-      bring();
+      int next = s + kAhead;
+      if (next >= stages) {  // of the next job
+        next -= stages;
+        if (next == 0) turn_to(job + step);
+      }
+      bring(next, after(now, kAhead));
       const char* const slot = slots + now * (kWarps * kSlotBytes);
       const std::uint64_t x = b + now * (kInputBytes / 16);
       now += 1;
@@ -230,10 +230,10 @@ __global__ void __launch_bounds__(kThreads, 1) gemm_half(const __grid_constant__
   };
   turn_to(job);
 #pragma unroll 1
-  for (int i = 0; i < kAhead; ++i) bring();
+  for (int i = 0; i < kAhead; ++i) bring(i, i);
   copy_async_wait<kAhead - kSaid>();
 #pragma unroll 1
-  for (int i = 0; i < kSaid; ++i) say();
+  for (int i = 0; i < kSaid; ++i) say(i);
 #pragma unroll 1
   for (; job < jobs; job += step) {
     if constexpr (Octets > 8) {
@@ -265,7 +265,7 @@ bool can_gemm_half(const MultiplyArgs& a) {
     const Matrix& w = a.out[i].w;
     if (w.type != kInt4 || w.scale_bytes != 2 || !w.regular || !w.fits_half) return false;
     if (w.max_units == 1 ? w.group_shift < 0 : w.groups != 2 * w.stages) return false;
-    if (w.groups != first.groups) return false;
+    if (w.groups != first.groups || w.stages < kAhead) return false;
   }
   return true;
 }

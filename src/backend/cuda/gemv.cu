@@ -382,11 +382,12 @@ void launch_gemv(const Queue& q, const MultiplyArgs& from) {
   if (copied) shared += more;
   a.meta_pitch = a.stages + copied;  // so that rows lie in different banks
   if (own) a.copy_rows = a.m;
-  // Where a block cannot lie beside one of the last launch, two of these must not either: they
-  // would both come to the multiprocessor that is free first.
+  // Two of these must not lie on one multiprocessor while another has none: where not all can take
+  // one at once (blocks of the last launch, if that was no stream, leave some no room for two; a
+  // stream's leave none for one), they would come to those that are free first.
   constexpr std::size_t kReserved = 1024;  // by the driver, a block
   const std::size_t half = q.shared_total / 2 - kReserved;
-  if (q.stream_bytes + shared > 2 * half && shared <= half && q.stream_bytes > 0)
+  if (shared <= half && (q.stream_bytes == 0 || q.stream_bytes + shared > 2 * half))
     shared = half + 16;
   a.ahead = q.ahead / kRowWarps / kCodeBytes;
   const int most = q.blocks > 0 ? q.blocks : q.multiprocessors,
