@@ -14,12 +14,11 @@
 
 namespace nibble::NIBBLE_CUDA_NS {
 
-// Where launches overlap, when one's blocks may come. Stream: of weights, a block a multiprocessor;
-// while the last launch runs, whatever that is. They must find room for one everywhere: where other
-// blocks leave none, two come to lie on one multiprocessor and another has nothing to do. So Early
-// ones come before the last launch's end only if that is no stream, and Late ones, which make what
-// a stream reads, never.
-enum class Begin { Early, Late, Stream };
+// Where launches overlap, when one's blocks may come. Early: while the last launch runs. Late: when
+// that has ended. Stream: of weights, a block a multiprocessor; early too, and launch_gemv() sees
+// to it that two never lie on one multiprocessor while another has none. Wide: a stream whose
+// blocks take all registers, so that nothing but the next stream may come before its end.
+enum class Begin { Early, Late, Stream, Wide };
 
 #ifdef __CUDACC__
 void check_launch(const char* kernel);
@@ -30,9 +29,11 @@ template <Begin When = Begin::Early, class... P, class... A>
 void launch(const Queue& q, const char* name, void (*kernel)(P...), dim3 grid, unsigned threads,
             std::size_t shared, const A&... args) {
   set_shared(reinterpret_cast<const void*>(kernel), shared);
-  const bool stream = When == Begin::Stream,
-             early = q.overlap && When != Begin::Late && (stream || q.stream_bytes == 0);
-  q.stream_bytes = stream ? shared : 0;
+  const bool stream = When == Begin::Stream || When == Begin::Wide,
+             early = q.overlap && When != Begin::Late && (stream || !q.wide);
+  // One of few blocks leaves multiprocessors empty: what comes next finds it no stream.
+  q.stream_bytes = stream && static_cast<int>(grid.x) >= q.multiprocessors ? shared : 0;
+  q.wide = When == Begin::Wide;
   cudaLaunchAttribute overlap;
   overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   overlap.val.programmaticStreamSerializationAllowed = 1;

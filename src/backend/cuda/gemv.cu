@@ -398,8 +398,11 @@ void launch_gemv(const Queue& q, const MultiplyArgs& from) {
                   : kernel_of<1, kLongSlot>(own);
   const int blocks = jobs < most ? jobs : most;
   a.all_jobs = jobs, a.by_blocks = divider(blocks);
-  launch<Begin::Stream>(q, "gemv", kernel, dim3{static_cast<unsigned>(blocks)}, kRowThreads, shared,
-                        a);
+  const dim3 grid{static_cast<unsigned>(blocks)};
+  if (a.width > 4)
+    launch<Begin::Wide>(q, "gemv", kernel, grid, kRowThreads, shared, a);
+  else
+    launch<Begin::Stream>(q, "gemv", kernel, grid, kRowThreads, shared, a);
 }
 
 }  // namespace nibble::NIBBLE_CUDA_NS

@@ -109,9 +109,8 @@ void launch_prepare(const Queue& q, const Source& s, int m, int int8, const Matr
   if (w.regular && real == nullptr && fixed.words != nullptr && rows_in_registers(s)) {
     const int units = m * (s.kind == Source::Plain ? w.stages : s.k / (s.dim > 0 ? s.dim : s.k)),
               each = s.kind == Source::Norm ? 1 : kRowWarps;
-    return launch<Begin::Late>(q, "prepare", prepare_in_registers,
-                               dim3{blocks((units + each - 1) / each)}, kRowThreads,
-                               kRowWarps * sizeof(float), s, m, int8, w.stages, fixed);
+    return launch(q, "prepare", prepare_in_registers, dim3{blocks((units + each - 1) / each)},
+                  kRowThreads, kRowWarps * sizeof(float), s, m, int8, w.stages, fixed);
   }
   const int runs = s.kind == Source::GatedNorm ? s.k / s.dim : 1;
   launch<Begin::Late>(q, "prepare", prepare, dim3{blocks(m)}, kRowThreads,

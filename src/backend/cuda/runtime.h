@@ -17,8 +17,10 @@ struct Queue {
   int schedule = 0;              // the emulator's order of blocks and warps
   int ahead = 0;                 // bytes of weights that a block asks the second cache for early
   bool overlap = false;          // launches may begin before the last one ends (ptx/device.cuh)
-  mutable std::size_t stream_bytes = 0;  // of shared memory a block, if the last launch is a stream
-  bool warpgroups = false;               // the device has warpgroup.h's instructions
+  // Of the last launch: shared memory of a block, if it is a stream everywhere; Begin::Wide.
+  mutable std::size_t stream_bytes = 0;
+  mutable bool wide = false;
+  bool warpgroups = false;  // the device has warpgroup.h's instructions
 };
 
 struct Graph;  // recorded launches
