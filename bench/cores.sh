@@ -30,7 +30,7 @@ stage_carry() {
 
 # The same tests as ./test's, on every instruction set of this machine.
 stage_check() {
-  with=(timeout 60)
+  with=(timeout 120)
   run test_verify --gtest_brief=1
   run nibble verify --quick | tail -n 4
   run test_ops --gtest_brief=1
