@@ -33,7 +33,7 @@ void tile_store(void* p, std::int64_t pitch) {
   for (int r = 0; r < configured.rows[T]; ++r)
     std::memcpy(static_cast<char*>(p) + r * pitch, tiles[T][r], configured.row_bytes[T]);
 }
-template <class Byte, int C, int A, int B>
+template <int C, int A, int B>
 void tile_dot() {
   for (int m = 0; m < configured.rows[C]; ++m)
     for (int n = 0; n < configured.row_bytes[C] / 4; ++n) {
@@ -41,17 +41,9 @@ void tile_dot() {
       std::memcpy(&sum, tiles[C][m] + 4 * n, 4);
       for (int j = 0; j < configured.row_bytes[A]; ++j)
         sum += static_cast<std::int8_t>(tiles[A][m][j]) *
-               static_cast<Byte>(tiles[B][j / 4][4 * n + j % 4]);
+               static_cast<std::int8_t>(tiles[B][j / 4][4 * n + j % 4]);
       std::memcpy(tiles[C][m] + 4 * n, &sum, 4);
     }
-}
-template <int C, int A, int B>
-void tile_dot_unsigned() {
-  tile_dot<std::uint8_t, C, A, B>();
-}
-template <int C, int A, int B>
-void tile_dot_signed() {
-  tile_dot<std::int8_t, C, A, B>();
 }
 
 }  // namespace

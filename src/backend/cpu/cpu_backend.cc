@@ -12,6 +12,9 @@ struct CpuBackend::Rows {
   std::vector<std::int8_t> lo, hi;
   std::vector<std::int16_t> q;
   std::vector<std::int32_t> minus8;
+  std::vector<Panel> panels;
+  Array<std::int8_t> panel_bytes;
+  std::vector<float> panel_scale, panel_sum;
 
   // single: every row's words one after the other, those of full blocks of eight too.
   void resize(std::int64_t m, const KPlan& p, bool fixed, bool plain, bool single = false) {
@@ -21,8 +24,8 @@ struct CpuBackend::Rows {
     const std::int64_t k = p.padded_k, chunks = k / kChunk;
     grow(sum, m * chunks);
     if (plain) grow(f, m * k);
-    if (fixed)  // WideFn reads a chunk more
-      grow(lo, m * k + kChunk), grow(hi, m * k + kChunk), grow(q, m * k), grow(minus8, m * chunks),
+    if (fixed)
+      grow(lo, m * k), grow(hi, m * k), grow(q, m * k), grow(minus8, m * chunks),
           grow(scale, m * p.blocks);
     grow(rows, m);
     for (std::int64_t i = 0; i < m; ++i) {
@@ -37,6 +40,36 @@ struct CpuBackend::Rows {
           minus8.data() + first * chunks + lane,
           scale.data() + first * p.blocks + lane,
           sum.data() + (fixed ? first : i) * chunks + (fixed ? lane : 0)};
+    }
+  }
+  void resize_panels(std::int64_t m, const KPlan& p, int limbs) {
+    const std::int64_t count = (m + kPanelRows - 1) / kPanelRows,
+                       bytes = p.blocks * limbs * kPanelRows * kBlock,
+                       scales = p.blocks * kPanelRows, sums = p.padded_k / kChunk * kPanelRows;
+    if (panel_bytes.size() < static_cast<std::size_t>(count * bytes + kChunk))
+      panel_bytes = {static_cast<std::size_t>(count * bytes + kChunk), "input rows"};
+    panel_scale.resize(std::max(panel_scale.size(), static_cast<std::size_t>(count * scales)));
+    panel_sum.resize(std::max(panel_sum.size(), static_cast<std::size_t>(count * sums)));
+    panels.clear();
+    for (std::int64_t i = 0; i < count; ++i)
+      panels.push_back({panel_bytes.data() + i * bytes, panel_scale.data() + i * scales,
+                        panel_sum.data() + i * sums});
+  }
+  // Copies row i, prepared, to its panel.
+  void to_panel(std::int64_t i, const KPlan& p, int limbs) {
+    const XRow& x = rows[static_cast<std::size_t>(i)];
+    const Panel& to = panels[static_cast<std::size_t>(i / kPanelRows)];
+    const std::int64_t lane = i % kPanelRows;
+    for (std::int64_t b = 0; b < p.blocks; ++b) {
+      const std::int64_t first = p.block_chunk[static_cast<std::size_t>(b)],
+                         chunks = p.block_chunk[static_cast<std::size_t>(b) + 1] - first;
+      std::int8_t* bytes = to.bytes + (b * limbs * kPanelRows + lane) * kBlock;
+      const auto size = static_cast<std::size_t>(chunks * kChunk);
+      std::memcpy(bytes, x.lo + first * kChunk, size);
+      if (limbs == 2) std::memcpy(bytes + kPanelRows * kBlock, x.hi + first * kChunk, size);
+      to.scale[b * kPanelRows + lane] = x.scale[b];
+      for (std::int64_t c = first; c < first + chunks; ++c)
+        to.sum[c * kPanelRows + lane] = x.sum[c];
     }
   }
   // Between the words of row i of m.
@@ -133,8 +166,13 @@ void CpuBackend::embedding(const EmbeddingArgs& a) {
   });
 }
 
-bool CpuBackend::wide(std::int64_t m, Activations a) const {
-  return m >= kMaxRows && a != Activations::Fp32 && kernels_.wide[0][0] != nullptr;
+// Units of 32 columns leave the matrix unit half empty: fewer than 16 rows are faster without.
+bool CpuBackend::wide(std::int64_t m, Activations a, std::span<const LinearOutput> outputs) const {
+  if (a == Activations::Fp32 || kernels_.wide[0][0] == nullptr) return false;
+  int least = kMaxRows;
+  for (const LinearOutput& o : outputs)
+    if (is_quantised(o.w->format().type) && o.w->format().group < kBlock) least = kPanelRows;
+  return m >= least;
 }
 
 namespace {
@@ -150,7 +188,7 @@ void CpuBackend::multiply(const Rows& rows, std::int64_t m, std::span<const Line
                           Epilogue epilogue, Activations activations, std::int64_t begin,
                           std::int64_t end, std::int64_t ahead) const {
   const bool swiglu = epilogue == Epilogue::SwiGlu;
-  const bool many = wide(m, activations);
+  const bool many = wide(m, activations, outputs);
   const int step = many ? kWideRows : kMaxRows;
   float y[kWideRows * kTile], up[kWideRows * kTile];
   const auto run = [&](const LinearOutput& o, std::int64_t tile, std::int64_t next,
@@ -159,7 +197,8 @@ void CpuBackend::multiply(const Rows& rows, std::int64_t m, std::span<const Line
     const int type = static_cast<int>(w.format().type), mode = static_cast<int>(activations);
     const XRow* x = rows.rows.data() + row;
     if (many && is_quantised(w.format().type)) {
-      kernels_.wide[type][mode](w.tiles(), tile, row == 0 ? next : 0, x, count, out);
+      kernels_.wide[type][mode](w.tiles(), tile, row == 0 ? next : 0,
+                                rows.panels.data() + row / kPanelRows, count, out);
     } else {
       for (int r = 0; r < count;) {
         const int left = count - r, which = left >= 8 ? 3 : left >= 4 ? 2 : left >= 2 ? 1 : 0;
@@ -208,11 +247,17 @@ void CpuBackend::run_linear(std::int64_t m, std::int64_t k, Activations activati
     (as_integers ? fixed : plain) = true;
   }
   const KPlan& plan = packed(outputs[0]).plan();
-  const bool single = wide(m, activations);
+  const bool single = wide(m, activations, outputs), panels = single && fixed;
+  const int limbs = activations == Activations::Int16 ? 2 : 1;
+  const auto resize = [&](Rows& rows) {
+    rows.resize(m, plan, fixed, plain, single);
+    if (panels) rows.resize_panels(m, plan, limbs);
+  };
   const auto row = [&](Rows& rows, int thread, std::int64_t i) {
     const float* x = prepare(thread, i);
     kernels_.prepare(x, k, plan.block_chunk.data(), plan.blocks, activations, fixed, plain,
                      single ? 1 : Rows::stride(i, m), rows.rows[static_cast<std::size_t>(i)]);
+    if (panels) rows.to_panel(i, plan, limbs);
   };
   std::int64_t tiles = 0;
   for (const LinearOutput& o : with_tiles(outputs, epilogue)) tiles += packed(o).tile_count();
@@ -225,14 +270,14 @@ void CpuBackend::run_linear(std::int64_t m, std::int64_t k, Activations activati
   if (own_rows) {
     pool_.run([&](int thread) {
       Rows& rows = *rows_[static_cast<std::size_t>(thread)];
-      rows.resize(m, plan, fixed, plain, single);
+      resize(rows);
       for (std::int64_t i = 0; i < m; ++i) row(rows, thread, i);
       take(rows, thread);
     });
     return;
   }
   Rows& rows = *rows_[0];
-  rows.resize(m, plan, fixed, plain, single);
+  resize(rows);
   pool_.run([&](int thread) {
     const Part p = part(m, thread, pool_.size());
     for (std::int64_t i = p.begin; i < p.end; ++i) row(rows, thread, i);

@@ -117,7 +117,7 @@ class CpuBackend final : public Backend {
   // m rows to prepare whose words lie one after the other; set 0 or 1.
   XRow* single_rows(int set, std::int64_t m, const KPlan& plan, bool fixed, bool plain);
   // Whether rows go through Kernels::wide.
-  bool wide(std::int64_t m, Activations a) const;
+  bool wide(std::int64_t m, Activations a, std::span<const LinearOutput> outputs) const;
   void multiply(const Rows& rows, std::int64_t m, std::span<const LinearOutput> outputs,
                 Epilogue epilogue, Activations activations, std::int64_t begin, std::int64_t end,
                 std::int64_t ahead) const;

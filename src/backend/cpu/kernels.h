@@ -56,10 +56,18 @@ struct TileWeight {
 using TileFn = void (*)(const TileWeight& w, std::int64_t tile, std::int64_t ahead, const XRow* x,
                         float* out);
 
-// The same for up to kWideRows rows whose words lie one after the other, lo and hi at one pitch;
-// 32 bytes behind the last row's may be read.
-inline constexpr int kWideRows = 32;
-using WideFn = void (*)(const TileWeight& w, std::int64_t tile, std::int64_t ahead, const XRow* x,
+// Sixteen rows of x in fixed point, by blocks of 64 columns: a limb's bytes of a block lie row
+// after row. A block of 32 columns leaves the rest of its 64 unused.
+inline constexpr int kPanelRows = 16;
+struct Panel {
+  std::int8_t* bytes = nullptr;  // [blocks][limbs][16][64]; int16: lo, then hi
+  float* scale = nullptr;        // [blocks][16]
+  float* sum = nullptr;          // [chunks][16], as XRow's
+};
+
+// TileFn for up to kWideRows rows, in panels; 32 bytes behind a panel's last block may be read.
+inline constexpr int kWideRows = 256;
+using WideFn = void (*)(const TileWeight& w, std::int64_t tile, std::int64_t ahead, const Panel* x,
                         int rows, float* out);
 
 // The same before pieces are added: row m's at out[m] [pieces][16].
@@ -102,7 +110,7 @@ struct DeltaTask {
 struct Kernels {
   const char* name;
   TileFn tile[6][3][4];  // [WeightType][Activations][rows: 1, 2, 4, 8]
-  WideFn wide[3][2];     // [quantised WeightType][int16, int8]: from 8 rows on; null: none
+  WideFn wide[3][2];     // [quantised WeightType][int16, int8]; null: none
 
   // Rounds row x [k] as `plan` blocks it; `fixed`: integers, their words `stride` apart; `plain`:
   // fp32 copy.

@@ -1,6 +1,7 @@
-// Many rows of x at once in the matrix unit: A is x's bytes, 16 rows of a unit's 64 columns; B is
-// the packed codes as they lie (a vector of 64 bytes is 4 columns of 16 rows of W), INT4's split
-// first. A unit's sums leave the tiles and are scaled as linear.inl says: the bits are the same.
+// Many rows of x at once in the matrix unit: A is a panel's bytes, 16 rows of a unit's columns; B
+// is the packed codes as they lie (a vector of 64 bytes is 4 columns of 16 rows of W), INT4's split
+// and centred first. A unit's sums leave the tiles and are scaled as linear.inl says: the bits are
+// the same.
 // clang-format off
 #include "backend/cpu/simd/words.inl"
 #include "backend/cpu/simd/avx512.h"
@@ -10,17 +11,30 @@
 #define NIBBLE_AMX_H "backend/cpu/simd/amx.h"  // tests put an emulation here
 #endif
 #include NIBBLE_AMX_H
+
+#include <utility>
 // clang-format on
 
 namespace nibble::cpu {
 namespace {
 
-constexpr int kTileRows = 16;
-enum : int { kLow0, kHigh0, kLow1, kHigh1, kX0, kX1, kCodes };  // tiles
+constexpr int kRun = 16;                          // units whose codes lie split in the first cache
+constexpr int kBlockBytes = kPanelRows * kBlock;  // of a panel and limb
+
+// A unit's sum leaves its tile while later ones are computed (with one limb two units later; two
+// limbs are two tiles: one), and is scaled a unit after that. Waiting for either takes longer.
+template <Activations A>
+inline constexpr int kLimbs = A == Activations::Int16 ? 2 : 1;
+template <Activations A>
+inline constexpr int kLag = 2 / kLimbs<A>;
 
 struct Scratch {
-  alignas(64) std::uint8_t codes[16 * 64];
-  alignas(64) std::int32_t low[kWideRows][kTile], high[kWideRows][kTile];
+  alignas(64) std::uint8_t codes[kRun][2 * 512];
+  alignas(64) std::int32_t sums[4][kPanelRows][kTile];
+  F scale[kRun], offset[kRun];
+  F acc[kWideRows];
+  const std::uint8_t* b[kRun];
+  std::int64_t a[kRun];  // where the unit begins in a panel
 };
 
 // B of a unit: 8 rows a chunk, zeros up to `depth` chunks.
@@ -32,81 +46,126 @@ inline const std::uint8_t* unit_codes(const std::uint8_t* codes, int chunks, int
     std::memcpy(to, codes, 512);
   } else {
     const V nibble = v_set8(15);
+    const auto store = [to](int v, V code) {
+      if (T == WeightType::Int4) code = _mm512_sub_epi8(code, v_set8(8));
+      _mm512_store_si512(to + v * 64, code);
+    };
     for (int v = 0; v < 4 * chunks; ++v) {
       const V w = v_load(codes + v * 64);
-      _mm512_store_si512(to + v * 128, v_and(w, nibble));
-      _mm512_store_si512(to + v * 128 + 64, v_and(v_shr16(w, 4), nibble));
+      store(2 * v, v_and(w, nibble)), store(2 * v + 1, v_and(v_shr16(w, 4), nibble));
     }
   }
   if (chunks < depth) std::memset(to + 512, 0, 512);
   return to;
 }
 
-// The sums of one limb of up to 16 rows of x.
-template <WeightType T, int Sum, int X>
-inline void limb(const std::int8_t* x, std::int64_t pitch, std::int32_t (*out)[kTile]) {
-  tile_zero<Sum>();
-  tile_load<X>(x, pitch);
-  if constexpr (T == WeightType::Int8)
-    tile_dot_signed<Sum, X, kCodes>();
-  else
-    tile_dot_unsigned<Sum, X, kCodes>();
-  tile_store<Sum>(out, sizeof *out);
+// f(0), f(1) ... f(N - 1), each a constant, so that arrays it indexes stay in registers.
+template <int N, class F>
+[[gnu::always_inline]] inline void each(F&& f) {
+  [&]<int... I>(std::integer_sequence<int, I...>) __attribute__((always_inline)) {
+    (f(std::integral_constant<int, I>()), ...);
+  }
+  (std::make_integer_sequence<int, N>());
+}
+
+// Adds unit u, scaled; its integer sums are those of `low` and 256 times those of `high`.
+template <WeightType T, int L, int R>
+[[gnu::always_inline]] inline void add_sums(const Unit& u, F scale, F offset,
+                                            const std::int32_t (*low)[kTile],
+                                            const std::int32_t (*high)[kTile], const Panel& x,
+                                            F* total, F (&acc)[R]) {
+  const float* xs = x.scale + u.block * kPanelRows;
+  each<R>([&](auto m) __attribute__((always_inline)) {
+    I n = i_load(low[m]);
+    if (L == 2) n = i_add(n, i_shl(i_load(high[m]), 8));
+    acc[m] = f_fma(f_from_i(n), f_mul(scale, f_set1(xs[m])), acc[m]);
+  });
+  if constexpr (T == WeightType::Int4Aff)
+    for (int c = 0; c < u.chunks; ++c) {
+      const float* sum = x.sum + (u.chunk + c) * kPanelRows;
+      each<R>([&](auto m) __attribute__((always_inline)) {
+        acc[m] = f_fma(f_set1(sum[m]), offset, acc[m]);
+      });
+    }
+  if (u.closes)
+    each<R>([&](auto m) __attribute__((always_inline)) {
+      total[m] = f_add(total[m], acc[m]), acc[m] = f_zero();
+    });
+}
+
+// `units` units of a run, from `u` on, times the first R rows of a panel.
+template <WeightType T, Activations A, int R>
+inline void run_panel(Scratch& s, const Unit* u, int units, const Panel& x, F* acc, F* total) {
+  constexpr int L = kLimbs<A>, kSlots = 4 / L;
+  F sum[R];
+  each<R>([&](auto m) __attribute__((always_inline)) { sum[m] = acc[m]; });
+  const auto is_unit = [units](int i) { return i >= 0 && i < units; };
+  for (int i = 0; i <= units + kLag<A>; i += kSlots)
+    each<kSlots>([&](auto slot) __attribute__((always_inline)) {
+      constexpr int kNew = slot, kOld = (kNew + kSlots - kLag<A>) % kSlots,
+                    kOldest = (kOld + kSlots - 1) % kSlots, kA = 4 + kNew * L % 2,
+                    kB = 6 + kNew % 2;
+      const int now = i + kNew, old = now - kLag<A>;
+      const bool begins = is_unit(now), leaves = is_unit(old);
+      if (begins) {
+        tile_load<kB>(s.b[now], 64), tile_load<kA>(x.bytes + s.a[now], kBlock);
+        if constexpr (L == 2) tile_load<5>(x.bytes + s.a[now] + kBlockBytes, kBlock);
+      }
+      if (leaves) tile_store<kOld * L>(s.sums[kOld * L], 64);
+      if (begins) tile_zero<kNew * L>(), tile_dot<kNew * L, kA, kB>();
+      if constexpr (L == 2) {
+        if (leaves) tile_store<kOld * L + 1>(s.sums[kOld * L + 1], 64);
+        if (begins) tile_zero<kNew * L + 1>(), tile_dot<kNew * L + 1, 5, kB>();
+      }
+      if (is_unit(old - 1))
+        add_sums<T, L, R>(u[old - 1], s.scale[old - 1], s.offset[old - 1], s.sums[kOldest * L],
+                          s.sums[kOldest * L + L - 1], x, total, sum);
+    });
+  each<R>([&](auto m) __attribute__((always_inline)) { acc[m] = sum[m]; });
 }
 
 template <WeightType T, Activations A>
-void wide(const TileWeight& w, std::int64_t t, std::int64_t ahead, const XRow* x, int rows,
+void wide(const TileWeight& w, std::int64_t t, std::int64_t ahead, const Panel* x, int rows,
           float* out) {
-  constexpr bool kTwo = A == Activations::Int16;
   const std::uint8_t* codes = w.codes + t * w.tile_bytes;
   const Ahead next(w, t, ahead);
-  const std::int64_t scales = t * w.groups * kTile, pitch = rows > 1 ? x[1].lo - x[0].lo : 0;
+  const std::int64_t scales = t * w.groups * kTile;
   int depth = 1;  // chunks of the longest unit
   for (int i = 0; i < w.unit_count; ++i) depth = w.units[i].chunks > depth ? 2 : depth;
 
-  const int first = rows < kTileRows ? rows : kTileRows, second = rows - first;
   TileConfig config;
-  const auto shape = [&](int tile, int r, int bytes) {
-    config.rows[tile] = static_cast<std::uint8_t>(r < 1 ? 1 : r);
-    config.row_bytes[tile] = static_cast<std::uint16_t>(bytes);
-  };
-  shape(kLow0, first, 64), shape(kHigh0, first, 64), shape(kX0, first, 32 * depth);
-  shape(kLow1, second, 64), shape(kHigh1, second, 64), shape(kX1, second, 32 * depth);
-  shape(kCodes, 8 * depth, 64);
+  for (int i = 0; i < 8; ++i) {
+    config.rows[i] = static_cast<std::uint8_t>(i >= 6 ? 8 * depth : rows > 8 ? kPanelRows : 8);
+    config.row_bytes[i] = static_cast<std::uint16_t>(i == 4 || i == 5 ? 32 * depth : 64);
+  }
   tiles_begin(config);
 
   Scratch s;
   F piece[kRowParallelPieces][kWideRows];
   const Unit *u = w.units, *const end = u + w.unit_count;
+  std::int64_t block_chunk = 0;  // first chunk of the unit's block
   for (int p = 0; p < w.pieces; ++p) {
-    F *total = piece[p], acc[kWideRows];
-    for (int m = 0; m < rows; ++m) acc[m] = total[m] = f_zero();
-    for (; u != end && u->piece == p; ++u) {
-      const std::int64_t scale_at = scales + static_cast<std::int64_t>(u->group) * kTile,
-                         k0 = static_cast<std::int64_t>(u->chunk) * kChunk;
-      next.bring<T>(codes, *u, scale_at);
-      tile_load<kCodes>(unit_codes<T>(codes + u->chunk * static_cast<std::int64_t>(chunk_bytes(T)),
-                                      u->chunks, depth, s.codes),
-                        64);
-      limb<T, kLow0, kX0>(x[0].lo + k0, pitch, s.low);
-      if constexpr (kTwo) limb<T, kHigh0, kX0>(x[0].hi + k0, pitch, s.high);
-      if (second > 0) {
-        limb<T, kLow1, kX1>(x[kTileRows].lo + k0, pitch, s.low + kTileRows);
-        if constexpr (kTwo) limb<T, kHigh1, kX1>(x[kTileRows].hi + k0, pitch, s.high + kTileRows);
+    for (int m = 0; m < rows; ++m) s.acc[m] = piece[p][m] = f_zero();
+    while (u != end && u->piece == p) {
+      const Unit* const first = u;
+      int n = 0;
+      for (; n < kRun && u != end && u->piece == p; ++n, ++u) {
+        if (u == w.units || u->block != u[-1].block) block_chunk = u->chunk;
+        const std::int64_t scale_at = scales + static_cast<std::int64_t>(u->group) * kTile;
+        next.bring<T>(codes, *u, scale_at);
+        s.b[n] = unit_codes<T>(codes + u->chunk * static_cast<std::int64_t>(chunk_bytes(T)),
+                               u->chunks, depth, s.codes[n]);
+        s.a[n] = static_cast<std::int64_t>(u->block) * kLimbs<A> * kBlockBytes +
+                 (u->chunk - block_chunk) * kChunk;
+        s.scale[n] = load_scale(w, w.scales, scale_at);
+        if constexpr (T == WeightType::Int4Aff) s.offset[n] = load_scale(w, w.offsets, scale_at);
       }
-      const F scale = load_scale(w, w.scales, scale_at);
-      F offset{};
-      if constexpr (T == WeightType::Int4Aff) offset = load_scale(w, w.offsets, scale_at);
-      for (int m = 0; m < rows; ++m) {
-        I sum = i_load(s.low[m]);
-        if constexpr (kTwo) sum = i_add(sum, i_shl(i_load(s.high[m]), 8));
-        if constexpr (T == WeightType::Int4)
-          for (int c = 0; c < u->chunks; ++c) sum = i_add(sum, i_set1(x[m].minus8[u->chunk + c]));
-        acc[m] = f_fma(f_from_i(sum), f_mul(scale, f_set1(x[m].scale[u->block])), acc[m]);
-        if constexpr (T == WeightType::Int4Aff)
-          for (int c = 0; c < u->chunks; ++c)
-            acc[m] = f_fma(f_set1(x[m].sum[u->chunk + c]), offset, acc[m]);
-        if (u->closes) total[m] = f_add(total[m], acc[m]), acc[m] = f_zero();
+      for (int row = 0; row < rows; row += kPanelRows) {
+        const Panel& panel = x[row / kPanelRows];
+        if (rows - row > 8)
+          run_panel<T, A, kPanelRows>(s, first, n, panel, s.acc + row, piece[p] + row);
+        else
+          run_panel<T, A, 8>(s, first, n, panel, s.acc + row, piece[p] + row);
       }
     }
   }

@@ -27,13 +27,9 @@ template <int T>
 inline void tile_store(void* p, std::int64_t pitch) {
   asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(p), "r"(pitch), "i"(T) : "memory");
 }
-// C[m][n] += sum over v, i of A[m][4 v + i] B[v][4 n + i]; A is signed, B as said.
+// C[m][n] += sum over v, i of A[m][4 v + i] B[v][4 n + i], signed bytes.
 template <int C, int A, int B>
-inline void tile_dot_unsigned() {
-  asm volatile("tdpbsud %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
-}
-template <int C, int A, int B>
-inline void tile_dot_signed() {
+inline void tile_dot() {
   asm volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
 }
 
