@@ -28,9 +28,10 @@ void add_device(CLI::App& cmd, ModelFlags& flags) {
                  "Where the model runs; cpu:avx2 and the like: with that instruction set")
       ->check(CLI::IsMember(device_names()))
       ->capture_default_str();
-  cmd.add_flag("--exact-prefill", flags.exact_prefill,
-               "Prompts, too, in the arithmetic of --activations, with the bits of the CPU (a GPU "
-               "with fp16 matrix units takes them in fp16, several times as fast)");
+  cmd.add_flag(
+      "--exact-prefill", flags.exact_prefill,
+      "Prompts, too, in the arithmetic of --activations, with the bits of the CPU (a Hopper "
+      "GPU takes those of int16 in fp16, several times as fast)");
   cmd.add_flag("--check-finite", flags.check_finite,
                "Stop at the first operation that gives NaN or infinity and name it (slower)");
 }

@@ -93,8 +93,8 @@ Engine::Engine(const Checkpoint& checkpoint, const EngineOptions& options)
           "are needed, {:.2f} GB "
           "are available; a shorter --context or a smaller model would fit",
           gb(weights), gb(shape.bytes()), options.slots, impl_->context, gb(available));
-  impl_->model =
-      Model::load(checkpoint, *impl_->backend, impl_->backend->prefill_rows(impl_->half), options.progress);
+  impl_->model = Model::load(checkpoint, *impl_->backend, impl_->backend->prefill_rows(impl_->half),
+                             options.progress);
   impl_->state = std::make_unique<SequenceState>(*impl_->backend, shape);
   impl_->memory = {
       .weights = impl_->model->weight_bytes(),
@@ -153,6 +153,8 @@ void Engine::step(std::span<const Input> inputs, bool top) {
     require(std::find(slots.begin(), slots.begin() + i, in.slot) == slots.begin() + i,
             "slot {} is given twice in one step", in.slot);
     require(!in.tokens.empty(), "slot {}: no tokens", in.slot);
+    require(!in.decode || in.tokens.size() == 1, "slot {}: {} tokens to decode, not one", in.slot,
+            in.tokens.size());
     require(in.decode == inputs[0].decode, "a step takes prompts or decodes, not both");
     const std::int64_t start = length(in.slot),
                        end = start + static_cast<std::int64_t>(in.tokens.size());

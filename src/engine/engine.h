@@ -17,12 +17,12 @@ namespace nibble {
 struct EngineOptions {
   Activations activations = Activations::Int16;
   std::string device = "cpu";
-  int threads = 0;            // 0: every core this process may use
-  std::int64_t context = 0;   // positions a slot holds; 0: min(the model's maximum, 4096)
-  int slots = 1;              // sequences that may be alive at once
-  int checkpoints = 4;        // of a slot's recurrent state, kept at most (models that have one)
+  int threads = 0;             // 0: every core this process may use
+  std::int64_t context = 0;    // positions a slot holds; 0: min(the model's maximum, 4096)
+  int slots = 1;               // sequences that may be alive at once
+  int checkpoints = 4;         // of a slot's recurrent state, kept at most (models that have one)
   bool exact_prefill = false;  // prompts in `activations` too, where a device has fp16 for them
-  bool check_finite = false;  // stop at the first operation that gives NaN or Inf, naming it
+  bool check_finite = false;   // stop at the first operation that gives NaN or Inf, naming it
   // Called while loading with the fraction done (0..1); may be empty.
   std::function<void(double)> progress = {};
 };

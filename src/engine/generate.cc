@@ -163,9 +163,8 @@ void Scheduler::prefill_chunk() {
 void Scheduler::advance(const std::vector<Work>& batch, bool is_prefill) {
   std::vector<Engine::Input> inputs;
   for (const Work& w : batch)
-    inputs.push_back(
-        {w.sequence->slot, w.tokens, w.wants_logits ? Engine::Logits::Last : Engine::Logits::None,
-         !is_prefill});
+    inputs.push_back({w.sequence->slot, w.tokens,
+                      w.wants_logits ? Engine::Logits::Last : Engine::Logits::None, !is_prefill});
   const bool few = std::all_of(batch.begin(), batch.end(), [](const Work& w) {
     return !w.wants_logits || w.sequence->sampler.takes_top();
   });

@@ -72,7 +72,7 @@ struct DeltaRuleArgs {
   const RowPlace* rows = nullptr;  // [M] on the host
   DeltaState* state = nullptr;
   std::int64_t layer = 0;
-  float* out = nullptr;  // [M, value_heads * value_dim]
+  float* out = nullptr;                          // [M, value_heads * value_dim]
   Activations activations = Activations::Int16;  // Half: the device's order of sums over key_dim
 };
 

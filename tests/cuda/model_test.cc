@@ -23,6 +23,26 @@ TEST_P(EmulatedModel, HasTheCpusBits) {
   }
 }
 
+// In fp16: the same bits for every split at multiples of 64 and in company, near the exact ones.
+TEST_P(EmulatedModel, PromptsInHalf) {
+  const auto checkpoint = Checkpoint::open(oracle::directory(GetParam()));
+  const auto ids = oracle::random_ids(130, 1), other = oracle::random_ids(21, 2);
+  Runner half(*checkpoint, emulated_backend(5, 2), Activations::Half, 3, 151);
+  const std::vector<float> want = half.feed(0, ids, 130);
+  EXPECT_TRUE(oracle::same_bits(half.feed(1, ids, 64), want)) << "split";
+  Runner again(*checkpoint, emulated_backend(0, 1), Activations::Half, 3, 151);
+  std::vector<float> both = again.step({{2, other}, {0, ids}});
+  both.erase(both.begin(), both.end() - static_cast<std::ptrdiff_t>(want.size()));
+  EXPECT_TRUE(oracle::same_bits(both, want)) << "in company";
+  Runner exact(*checkpoint, emulated_backend(0, 1), Activations::Int16, 1, 130);
+  const std::vector<float> near = exact.feed(0, ids, 130);
+  double square = 0;
+  for (std::size_t i = 0; i < want.size(); ++i)
+    square += std::pow(static_cast<double>(want[i]) - near[i], 2);
+  const double rms = std::sqrt(square / static_cast<double>(want.size()));
+  EXPECT_TRUE(rms > 0 && rms < 0.05) << rms;
+}
+
 TEST_P(EmulatedModel, DecodesInCompany) {
   const auto checkpoint = Checkpoint::open(oracle::directory(GetParam()));
   Runner cpu(*checkpoint, make_backend("cpu", 1), Activations::Int16, 3);

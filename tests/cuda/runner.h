@@ -13,13 +13,15 @@ namespace nibble {
 // A model and its state.
 class Runner {
  public:
-  Runner(const Checkpoint& checkpoint, std::unique_ptr<Backend> backend, Activations a, int slots)
+  Runner(const Checkpoint& checkpoint, std::unique_ptr<Backend> backend, Activations a, int slots,
+         int rows = 64)
       : backend_(std::move(backend)),
-        model_(Model::load(checkpoint, *backend_, 64, {})),
+        model_(Model::load(checkpoint, *backend_, rows, {})),
         state_(*backend_,
-               SequenceState::shape(checkpoint.config(), slots, 128,
+               SequenceState::shape(checkpoint.config(), slots, 256,
                                     a == Activations::Fp32 ? KvType::F32 : KvType::I16, 1)),
         activations_(a),
+        rows_(static_cast<std::size_t>(rows)),
         vocab_(static_cast<std::size_t>(checkpoint.config().vocab)) {}
 
   // The next ids of some slots in one step; logits of all rows, whose largest are looked at too.
@@ -34,7 +36,7 @@ class Runner {
             {slot, static_cast<std::int32_t>(state_.length(slot) + static_cast<std::int64_t>(i))});
       }
     std::vector<float> y(ids.size() * vocab_, NAN);
-    if (logits_ == nullptr) logits_ = backend_->alloc(64 * vocab_ * sizeof(float));
+    if (logits_ == nullptr) logits_ = backend_->alloc(rows_ * vocab_ * sizeof(float));
     backend_->upload(logits_.get(), y.data(), y.size() * sizeof(float));
     constexpr auto kEach = static_cast<std::size_t>(kTopLogits);
     if (top_ == nullptr) top_ = backend_->alloc_host(64 * (2 * kEach + 1) * sizeof(float));
@@ -84,7 +86,7 @@ class Runner {
   SequenceState state_;
   Backend::Buffer logits_, top_;
   Activations activations_;
-  std::size_t vocab_;
+  std::size_t rows_, vocab_;
 };
 
 }  // namespace nibble

@@ -83,7 +83,7 @@ TEST(Half, EveryTail) {
 // Blocks of 64 rows, of 128 and of 160; several of them; the last one ragged.
 TEST(Half, ManyRows) {
   for (const std::int64_t m : {33, 64, 65, 128, 150, 200})
-    check_case({m == 200 ? std::int64_t{300} : 40, 256, m, 128, 1});
+    check_case({m == 150 ? std::int64_t{300} : 40, 256, m, 128, 1});  // 150: one of 160
 }
 
 // From a row of nothing to what fp16 could not hold.
@@ -93,12 +93,12 @@ TEST(Half, ScalesOfX) {
 }
 
 TEST(Half, NonFiniteInputReachesTheOutput) {
-  const RandomWeight source(WeightType::Int4, 16, 128, 64, 1, true);
+  const RandomWeight source(WeightType::Int4, 16, 256, 64, 1, true);
   for (Backend* b : half_backends())
     for (const float bad : {NAN, INFINITY, -INFINITY}) {
-      std::vector<float> x = random_floats(2 * 128, 2);
+      std::vector<float> x = random_floats(2 * 256, 2);
       x[37] = bad;
-      const auto y = run(*b, source, {16, 128, 2, 64, 1}, x, std::vector<float>(16));
+      const auto y = run(*b, source, {16, 256, 2, 64, 1}, x, std::vector<float>(16));
       for (std::size_t i = 0; i < 32; ++i) ASSERT_EQ(std::isfinite(y[i]), i >= 16);
     }
 }
@@ -192,20 +192,29 @@ TEST(Half, NormsAndSwiGlu) {
 TEST(Half, WeightsBeyondFp16) {
   class Large final : public WeightSource {
    public:
-    Large() : WeightSource("large", {WeightType::Int4, 16, 128, 64, true}) {}
+    Large() : WeightSource("large", {WeightType::Int4, 16, 256, 64, true}) {}
     void read(std::int64_t, std::int64_t count, WeightRows& out) const override {
-      out.codes.assign(static_cast<std::size_t>(count * 128), 0);
-      out.scales.assign(static_cast<std::size_t>(count * 2), 60000.0f);
+      out.codes.assign(static_cast<std::size_t>(count * 256), 0);
+      out.scales.assign(static_cast<std::size_t>(count * 4), 60000.0f);
     }
   } const large;
-  const std::vector<float> x(128, 1.0f);
+  const std::vector<float> x(256, 1.0f);
   for (Backend* b : half_backends()) {
     const auto w = b->pack(large, 1);
     Buffer in(*b, x), out(*b, 16);
     const LinearOutput o{w.get(), nullptr, out.data(), 16};
-    b->linear({in.data(), 1, 128, Activations::Half, {&o, 1}});
-    for (const float y : out.copy()) ASSERT_NEAR(y, -8.0 * 60000 * 128, 1e3);
+    b->linear({in.data(), 1, 256, Activations::Half, {&o, 1}});
+    for (const float y : out.copy()) ASSERT_NEAR(y, -8.0 * 60000 * 256, 2e3);
   }
+}
+
+TEST(Half, IsNotForTheCpu) {
+  Backend& b = *harness::backends()[0];
+  const auto w = b.pack(RandomWeight(WeightType::Int4, 16, 256, 64, 1, true), 1);
+  const std::vector<float> x(256, 1.0f);
+  std::vector<float> y(16);
+  const LinearOutput o{w.get(), nullptr, y.data(), 16};
+  EXPECT_THROW(b.linear({x.data(), 1, 256, Activations::Half, {&o, 1}}), Error);
 }
 
 }  // namespace

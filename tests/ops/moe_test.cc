@@ -185,7 +185,9 @@ TEST_P(MoeTest, MatchesReferenceAndBitsAgree) {
   }
 }
 
-TEST_P(MoeTest, Half) {
+class MoeHalfTest : public MoeTest {};
+
+TEST_P(MoeHalfTest, MatchesReference) {
   const auto& all = harness::backends();
   for (const auto& b : all) {
     if (!b->has_half()) continue;
@@ -194,6 +196,7 @@ TEST_P(MoeTest, Half) {
     ASSERT_TRUE(same_bits(r.logits, exact.logits) && r.ids == exact.ids) << b->describe();
     const std::vector<float> y = mix(*b, Activations::Half, r.u, r, 0, c.m);
     expect_close(y, r, Activations::Half);
+    ASSERT_FALSE(same_bits(y, mix(*b, Activations::Int16, r.u, r, 0, c.m))) << "not in fp16";
     for (std::int64_t t = 0; t < c.m; t += 1 + c.m / 4) {  // a token alone
       const std::vector<float> yt(y.begin() + t * c.k, y.begin() + (t + 1) * c.k);
       ASSERT_TRUE(same_bits(mix(*b, Activations::Half, r.u, r, t, 1), yt)) << "token " << t;
@@ -218,6 +221,14 @@ INSTANTIATE_TEST_SUITE_P(All, MoeTest,
                                          Case{WeightType::Int4, 20, 256, 5, 2, 512, 512, 128},
                                          Case{WeightType::Int8, 11, 128, 4, 2, 128, 64, 64},
                                          Case{WeightType::Int4, 70, 128, 2, 2, 64, 128, 64}));
+
+// Up to 16, 32 and 64 pairs of an expert, and more.
+INSTANTIATE_TEST_SUITE_P(All, MoeHalfTest,
+                         testing::Values(Case{WeightType::Int4, 1, 256, 6, 2, 512, 512, 128, true},
+                                         Case{WeightType::Int4, 20, 256, 5, 2, 512, 512, 64, true},
+                                         Case{WeightType::Int4, 24, 512, 2, 2, 512, 512, 128, true},
+                                         Case{WeightType::Int4, 70, 256, 2, 2, 512, 512, 32,
+                                              true}));
 
 // Equal logits: the lowest index first. NaN: ids stay in range and apart.
 TEST(Router, TiesAndNaN) {

@@ -241,6 +241,7 @@ template <class Prepare>
 void CpuBackend::run_linear(std::int64_t m, std::int64_t k, Activations activations,
                             std::span<const LinearOutput> outputs, Epilogue epilogue, bool own_rows,
                             Prepare&& prepare) {
+  refuse_half("linear", activations);
   bool fixed = false, plain = false;
   for (const LinearOutput& o : outputs) {
     const bool as_integers = is_quantised(o.w->format().type) && activations != Activations::Fp32;
@@ -361,6 +362,7 @@ void CpuBackend::rope_cache(const RopeCacheArgs& a) {
 
 void CpuBackend::attention(const AttentionArgs& a) {
   check(a);
+  refuse_half("attention", a.activations);
   const auto& cache = static_cast<const CpuKvCache&>(*a.cache);
   const KvShape& s = cache.shape();
   const std::int64_t hd = s.head_dim, pitch = cache.stride() + 2, ratio = a.heads / s.kv_heads;

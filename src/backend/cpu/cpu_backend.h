@@ -80,6 +80,11 @@ class CpuDeltaState final : public DeltaState {
   Array<float> conv_, rule_;
 };
 
+// Throws Error where Activations::Half is asked for: has_half() is false here.
+inline void refuse_half(const char* op, Activations a) {
+  require(a != Activations::Half, "[{}] expected int16, int8 or fp32 on the CPU, got half", op);
+}
+
 class CpuBackend final : public Backend {
  public:
   CpuBackend(int threads, Isa isa);

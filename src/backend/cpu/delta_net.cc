@@ -69,6 +69,7 @@ void CpuBackend::causal_conv(const CausalConvArgs& a) {
 
 void CpuBackend::delta_rule(const DeltaRuleArgs& a) {
   check(a);
+  refuse_half("delta_rule", a.activations);
   auto& state = static_cast<CpuDeltaState&>(*a.state);
   const DeltaShape& s = state.shape();
   const std::vector<RowRun> runs = row_runs("delta_rule", a.rows, a.m, s);

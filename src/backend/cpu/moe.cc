@@ -81,6 +81,7 @@ void CpuBackend::router(const RouterArgs& a) {
 
 void CpuBackend::experts(const ExpertsArgs& a) {
   check(a);
+  refuse_half("experts", a.activations);
   const std::vector<Group> groups = group_by_expert(a);
   const PackedWeight &routed = packed(a.down), &shared = packed(a.shared_down);
   const std::int64_t slots = a.top_k + 1, width = routed.format().k,

@@ -152,7 +152,12 @@ bool CudaBackend::begin_step(const Step& step, std::span<const std::uint64_t> ke
   }
   recording_ = known->first;
   begin_recording(q_);
-  if (all > 0) copy_in_later(q_, device, inbox_.get(), all);
+  try {
+    if (all > 0) copy_in_later(q_, device, inbox_.get(), all);
+  } catch (...) {
+    end_step(true);
+    throw;
+  }
   return false;
 }
 

@@ -1,5 +1,5 @@
 // A step of the gated delta net of up to 8 rows, from convolved q, k and v to the rounded rows that
-// its output projection takes: the delta rule (delta_net.cu), then the gated norm and the rounding
+// its output projection takes: the delta rule (delta_rule.cu), then the gated norm and the rounding
 // of a head (rows.cuh), with their bits. One launch for two, of 4 us each between streams.
 //
 // A block of 8 warps has a value head of the sequence that begins at row blockIdx.y; others leave.

@@ -21,15 +21,16 @@ bool CudaBackend::experts_half(const ExpertsArgs& a) {
     return r;
   };
   const std::int64_t width = matrix(a.gate).n, shared_width = matrix(a.shared_gate).n;
-  float* const act = grow("experts' act", pairs * width);
-  float* const parts = grow("experts' pieces", pairs * std::int64_t{n});
-  float* const shared_act = grow("shared expert's act", m * shared_width);
-  float* const shared_parts = grow("shared expert's pieces", m * std::int64_t{n});
-  MultiplyArgs up = args(a.gate, a.up, act, width), down = args(a.down, nullptr, parts, n),
-               shared_up = args(a.shared_gate, a.shared_up, shared_act, shared_width),
-               shared_down = args(a.shared_down, nullptr, shared_parts, n);
+  MultiplyArgs up = args(a.gate, a.up, nullptr, width), down = args(a.down, nullptr, nullptr, n),
+               shared_up = args(a.shared_gate, a.shared_up, nullptr, shared_width),
+               shared_down = args(a.shared_down, nullptr, nullptr, n);
   for (const MultiplyArgs* r : {&up, &down, &shared_up, &shared_down})
     if (!takes_half(*r)) return false;
+  float* const act = up.out[0].y = grow("experts' act", pairs * width);
+  float* const parts = down.out[0].y = grow("experts' pieces", pairs * std::int64_t{n});
+  float* const shared_act = shared_up.out[0].y = grow("shared expert's act", m * shared_width);
+  float* const shared_parts = shared_down.out[0].y =
+      grow("shared expert's pieces", m * std::int64_t{n});
 
   const int most = std::min(pairs, count + pairs / kGemmRows);
   auto* const groups = scratch<RowGroup>("groups of pairs", static_cast<std::size_t>(most));

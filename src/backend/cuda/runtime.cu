@@ -57,7 +57,7 @@ Queue open_queue() {
   const char* overlap = std::getenv("NIBBLE_CUDA_OVERLAP");  // 0: to measure what it gives
   q.overlap = p.major >= 9 && (overlap == nullptr || std::strcmp(overlap, "0") != 0);
   const char* ahead = std::getenv("NIBBLE_CUDA_AHEAD");  // KiB, likewise
-  q.ahead = !q.overlap ? 0 : ahead != nullptr ? std::atoi(ahead) << 10 : 64 << 10;
+  q.ahead = !q.overlap ? 0 : ahead != nullptr ? std::atoi(ahead) << 10 : 32 << 10;
   const char* wide = std::getenv("NIBBLE_CUDA_WIDE");  // 0, likewise
   q.warpgroups = p.major == 9 && (wide == nullptr || std::strcmp(wide, "0") != 0);
   q.shared_limit = p.sharedMemPerBlockOptin, q.shared_total = p.sharedMemPerMultiprocessor;

@@ -31,7 +31,7 @@ Queue open_queue() {
   return {.multiprocessors = 3,
           .shared_limit = 232448,
           .shared_total = 233472,
-          .ahead = 64 << 10,
+          .ahead = 32 << 10,
           .warpgroups = true};
 }
 void close_queue(Queue&) {}
