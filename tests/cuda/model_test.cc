@@ -26,16 +26,16 @@ TEST_P(EmulatedModel, HasTheCpusBits) {
 // In fp16: the same bits for every split at multiples of 64 and in company, near the exact ones.
 TEST_P(EmulatedModel, PromptsInHalf) {
   const auto checkpoint = Checkpoint::open(oracle::directory(GetParam()));
-  const auto ids = oracle::random_ids(130, 1), other = oracle::random_ids(21, 2);
-  Runner half(*checkpoint, emulated_backend(5, 2), Activations::Half, 3, 151);
-  const std::vector<float> want = half.feed(0, ids, 130);
+  const auto ids = oracle::random_ids(70, 1), other = oracle::random_ids(21, 2);
+  Runner half(*checkpoint, emulated_backend(5, 2), Activations::Half, 3, 91);
+  const std::vector<float> want = half.feed(0, ids, 70);
   EXPECT_TRUE(oracle::same_bits(half.feed(1, ids, 64), want)) << "split";
-  Runner again(*checkpoint, emulated_backend(0, 1), Activations::Half, 3, 151);
+  Runner again(*checkpoint, emulated_backend(0, 1), Activations::Half, 3, 91);
   std::vector<float> both = again.step({{2, other}, {0, ids}});
   both.erase(both.begin(), both.end() - static_cast<std::ptrdiff_t>(want.size()));
   EXPECT_TRUE(oracle::same_bits(both, want)) << "in company";
-  Runner exact(*checkpoint, emulated_backend(0, 1), Activations::Int16, 1, 130);
-  const std::vector<float> near = exact.feed(0, ids, 130);
+  Runner exact(*checkpoint, emulated_backend(0, 1), Activations::Int16, 1, 70);
+  const std::vector<float> near = exact.feed(0, ids, 70);
   double square = 0;
   for (std::size_t i = 0; i < want.size(); ++i)
     square += std::pow(static_cast<double>(want[i]) - near[i], 2);

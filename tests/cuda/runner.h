@@ -39,7 +39,7 @@ class Runner {
     if (logits_ == nullptr) logits_ = backend_->alloc(rows_ * vocab_ * sizeof(float));
     backend_->upload(logits_.get(), y.data(), y.size() * sizeof(float));
     constexpr auto kEach = static_cast<std::size_t>(kTopLogits);
-    if (top_ == nullptr) top_ = backend_->alloc_host(64 * (2 * kEach + 1) * sizeof(float));
+    if (top_ == nullptr) top_ = backend_->alloc_host(rows_ * (2 * kEach + 1) * sizeof(float));
     TopLogitsArgs top;
     top.values = reinterpret_cast<float*>(top_.get());
     top.ids = reinterpret_cast<std::int32_t*>(top.values + ids.size() * kEach);
