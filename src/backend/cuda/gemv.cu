@@ -48,20 +48,6 @@ __device__ __forceinline__ void add_stage(const char* codes, const char* scales,
   }
 }
 
-// Whether all other blocks have come here before this one; then what they wrote may be read, past
-// the first cache. flag: of shared memory.
-__device__ __forceinline__ bool is_last_block(int* arrived, int* flag) {
-  block_sync();
-  if (threadIdx.x == 0) {
-    fence();
-    const bool last = atomic_add(arrived, 1) + 1 == static_cast<int>(gridDim.x);
-    if (last) fence(), *arrived = 0;  // for the next launch
-    *flag = last;
-  }
-  block_sync();
-  return *flag != 0;
-}
-
 // All of this block's outputs are stored. Memory: in place of the slots.
 __device__ __noinline__ void choose_at_last(const GemvArgs& a) {
   char* memory = shared_memory();
