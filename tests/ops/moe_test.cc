@@ -215,6 +215,7 @@ INSTANTIATE_TEST_SUITE_P(All, MoeTest,
                                          Case{WeightType::Int4, 1, 256, 6, 2, 512, 512, 128, true},
                                          Case{WeightType::Int4, 3, 512, 6, 2, 512, 512, 128, true},
                                          Case{WeightType::Int4, 8, 256, 6, 3, 512, 512, 64, true},
+                                         Case{WeightType::Int4, 5, 160, 7, 4, 1024, 1024, 32, true},
                                          // Logits of many blocks, of which one chooses.
                                          Case{WeightType::Int4, 5, 128, 300, 11, 64, 64, 64},
                                          // Many tokens of an expert, as gemm takes them.

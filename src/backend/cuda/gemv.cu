@@ -23,31 +23,6 @@ namespace {
 
 constexpr int kRoundItems = 10, kRoundFloats = 4096;  // at most
 
-// A stage of a tile. codes: + 16 lane; scales: of this lane's two rows; x and y: of this lane.
-template <int Octets>
-__device__ __forceinline__ void add_stage(const char* codes, const char* scales,
-                                          const uint4* const (&x)[Octets],
-                                          const RowMeta* const (&y)[Octets], int s,
-                                          float (&acc)[Octets][2]) {
-  constexpr std::uint32_t kLow = 0x0f0f0f0f;
-  const uint4 v = *reinterpret_cast<const uint4*>(codes);
-  const std::uint32_t scale = *reinterpret_cast<const std::uint32_t*>(scales);
-  const std::uint32_t w[8] = {v.x & kLow, v.y & kLow, v.x >> 4 & kLow, v.y >> 4 & kLow,
-                              v.z & kLow, v.w & kLow, v.z >> 4 & kLow, v.w >> 4 & kLow};
-  const float low = from_half(static_cast<std::uint16_t>(scale)),
-              high = from_half(static_cast<std::uint16_t>(scale >> 16));
-#pragma unroll
-  for (int o = 0; o < Octets; ++o) {
-    const uint4 b = x[o][8 * s];
-    const RowMeta of = y[o][s];
-    int c[4] = {0, of.minus8, 0, of.minus8};
-    mma_u8s8(c, w[0], w[1], w[2], w[3], b.x, b.y);
-    mma_u8s8(c, w[4], w[5], w[6], w[7], b.z, b.w);
-    acc[o][0] = fmaf(static_cast<float>(c[0] * 256 + c[1]), low * of.scale, acc[o][0]);
-    acc[o][1] = fmaf(static_cast<float>(c[2] * 256 + c[3]), high * of.scale, acc[o][1]);
-  }
-}
-
 // All of this block's outputs are stored. Memory: in place of the slots.
 __device__ __noinline__ void choose_at_last(const GemvArgs& a) {
   char* memory = shared_memory();
@@ -99,7 +74,13 @@ __global__ void __launch_bounds__(kRowThreads, Octets == 1 ? 2 : 1)
   const int first = part == 0 ? 0 : segments[part - 1].end[segments[part - 1].count - 1],
             last = own.end[own.count - 1];
   const int per_job = a.swiglu ? 2 : 1, block = static_cast<int>(blockIdx.x);
+  // Rows of x for chosen experts are asked for before the ids are.
+  const int x_stages = a.m * a.stages, x_stage = 4 * warp + lane / 8;
+  const bool x_early = Own && late && a.fixed.words == nullptr && a.source.kind == Source::Plain &&
+                       x_stages <= 4 * kRowWarps;
+  Eight x_values{};
   if (late) await_last(), let_next();
+  if (x_early) x_values = load_eight(a.source.x + (x_stage < x_stages ? x_stage : 0) * kStage);
   const int jobs = a.tasks != nullptr ? a.jobs * load_fresh(a.task_count) : a.all_jobs;
   const int begin = a.by_blocks.of(jobs * block) * per_job,
             end = a.by_blocks.of(jobs * (block + 1)) * per_job;
@@ -132,7 +113,10 @@ __global__ void __launch_bounds__(kRowThreads, Octets == 1 ? 2 : 1)
                         own_meta + r * a.stages, scratch);
     } else {
       await_last();
-      plain_rows<false>(a.source, a.m, warp, kRowWarps, a.int8, {own_words}, own_meta);
+      if (x_early)
+        round_eight(x_values, x_stage < x_stages, x_stage, a.int8, {own_words}, own_meta);
+      else
+        plain_rows<false>(a.source, a.m, warp, kRowWarps, a.int8, {own_words}, own_meta);
     }
     block_sync();
   } else {

@@ -56,7 +56,7 @@ struct Matrix {
 
 // Rounded rows: [row][stage][limb: high, low][t] 16 bytes, the fragments of mma's B; and per stage
 // the scale and the sums of q over its chunks.
-struct RowMeta {
+struct alignas(16) RowMeta {
   float scale;
   int minus8;  // -8 times the sums of q
   int sum[2];
@@ -301,6 +301,22 @@ struct MixArgs {
 };
 void launch_mix(const Queue& q, const MixArgs& a);
 void launch_mix_rows(const Queue& q, const MixArgs& a);  // parts are whole: [m * k][n], [m][n]
+
+// down and mix of up to kMaxRows tokens in one launch, after gemv's gate and up of the same tasks
+// or ids (MultiplyArgs::known); rows of act: pairs, then the shared expert's, one a token.
+struct ExpertsDownArgs {
+  const float* act;
+  const std::uint8_t *codes[2], *scales[2];  // the experts' stack, the shared expert's
+  const Task* tasks;                         // or null: of one token, its ids
+  const int *task_count, *ids;
+  const float *weights, *shared;
+  int m, k, experts, int8;
+  float* y;
+  // By can_experts_down(), of the matrix; each: stages of a piece.
+  int tiles, n, stages, groups, group_shift, each;
+};
+bool can_experts_down(const Queue& q, const Matrix& w, ExpertsDownArgs& a);
+void launch_experts_down(const Queue& q, const ExpertsDownArgs& a);
 
 // ops/top_logits.h; scratch: top_logits_scratch() bytes.
 inline constexpr int kTopLogitsRun = 4096, kTopLogitsKept = 64;

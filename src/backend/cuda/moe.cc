@@ -155,6 +155,17 @@ void CudaBackend::experts(const ExpertsArgs& a) {
     widen(a.shared_gate, a.shared_up, false, shared_act, m);
     narrow(a.shared_down, false, "rounded shared act", shared_act, m, shared_parts);
   }
+  if (together && (known[0] || known[1])) {
+    const Matrix &w = matrix(a.down), &other = matrix(a.shared_down);
+    const bool by_ids = known[1];
+    ExpertsDownArgs d{};
+    d.act = act, d.codes[0] = w.codes, d.codes[1] = other.codes;
+    d.scales[0] = w.scales, d.scales[1] = other.scales;
+    d.tasks = by_ids ? nullptr : task(false), d.task_count = number;
+    d.ids = a.ids, d.weights = a.weights, d.shared = a.shared;
+    d.m = m, d.k = k, d.experts = count, d.int8 = a.activations == Activations::Int8, d.y = a.y;
+    if (can_experts_down(q_, w, d)) return launch_experts_down(q_, d);
+  }
   narrow(a.down, true, "rounded act", act, rows, parts);
   launch_mix(q_, {parts, shared_parts, a.ids, a.weights, a.shared, m, k, n, count, a.y});
 }

@@ -108,7 +108,9 @@ void launch_prepare(const Queue& q, const Source& s, int m, int int8, const Matr
                     const Fixed& fixed, float* real) {
   if (w.regular && real == nullptr && fixed.words != nullptr && rows_in_registers(s)) {
     const int units = m * (s.kind == Source::Plain ? w.stages : s.k / (s.dim > 0 ? s.dim : s.k)),
-              each = s.kind == Source::Norm ? 1 : kRowWarps;
+              each = s.kind == Source::Norm    ? 1
+                     : s.kind == Source::Plain ? 4 * kRowWarps
+                                               : kRowWarps;
     return launch(q, "prepare", prepare_in_registers, dim3{blocks((units + each - 1) / each)},
                   kRowThreads, kRowWarps * sizeof(float), s, m, int8, w.stages, fixed);
   }

@@ -10,6 +10,7 @@ namespace nibble::NIBBLE_CUDA_NS {
 
 inline constexpr int kRowWarps = 16, kRowThreads = 32 * kRowWarps;
 inline constexpr int kHeldStages = 5, kFewStages = 2;  // at once, a warp
+inline constexpr int kHeldEights = 3;                  // at once, a lane of plain rows
 inline constexpr int kHeadStages = 4;                  // of a head under its norm, at most
 
 // Row `row` of the source -> words [stages] 128 bytes, meta [stages]; residual_out and normed in
@@ -114,20 +115,81 @@ __device__ __forceinline__ void gated_heads(const Source& s, int head, int heads
   }
 }
 
-template <int N, bool Sums>
+// Plain rows, four stages at once by a warp: a lane has eight columns of stage lane / 8, those of
+// two words of a fragment.
+struct Eight {
+  float4 low, high;  // columns 32 c + 4 t .. and 16 further on; c = lane % 8 / 4, t = lane % 4
+};
+__device__ __forceinline__ Eight load_eight(const float* stage) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const float* at = stage + lane % 8 / 4 * 32 + lane % 4 * 4;
+  return {*reinterpret_cast<const float4*>(at), *reinterpret_cast<const float4*>(at + 16)};
+}
+__device__ __forceinline__ void round_eight(const Eight& v, bool exists, int stage, int int8,
+                                            Words to, RowMeta* meta) {
+  const int lane = static_cast<int>(threadIdx.x) % 32, c = lane % 8 / 4, t = lane % 4;
+  const float top = int8 ? 127.0f : 32512.0f;
+  const float x[8] = {v.low.x, v.low.y, v.low.z, v.low.w, v.high.x, v.high.y, v.high.z, v.high.w};
+  int most = 0;
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {  // as bits, so that NaN and Inf win and reach the scale
+    const int bits = float_bits(x[i]) & 0x7fffffff;
+    most = most > bits ? most : bits;
+  }
+#pragma unroll
+  for (int n = 1; n < 8; n *= 2) {
+    const int other = shuffle_xor(most, n);
+    most = most > other ? most : other;
+  }
+  const float largest = bits_float(most);
+  const bool tiny = largest < 1e-30f;  // 1 / largest would overflow
+  const float scale = tiny ? 0.0f : largest / top, inverse = tiny ? 0.0f : top / largest;
+  // q = 256 high + low, both signed bytes; int8: high is 0. In the lowest bits of q + kBig.
+  constexpr float kBig = 12582912.0f;  // 1.5 * 2^23: the sum is rounded to an integer
+  int q[8];
+#pragma unroll
+  for (int i = 0; i < 8; ++i) q[i] = float_bits(cut(x[i] * inverse, top) + kBig);
+  std::uint32_t high[2], low[2];
+  int sum = 0;
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const int* p = q + 4 * i;
+    low[i] = four_bytes<0>(p[0], p[1], p[2], p[3]);
+    high[i] = four_bytes<1>(p[0] + 128, p[1] + 128, p[2] + 128, p[3] + 128);
+    sum = add_bytes(low[i], sum + 256 * add_bytes(high[i], 0));
+  }
+  sum = sum + shuffle_xor(sum, 1), sum = sum + shuffle_xor(sum, 2);
+  const int other = shuffle_xor(sum, 4);
+  if (!exists) return;
+  char* at = to.at + stage * 128 + (to.straight ? c * 32 + t * 4 : t * 16 + c * 8);
+  const int second = to.straight ? 16 : 4;
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    *reinterpret_cast<std::uint32_t*>(at + i * second) = high[i];
+    *reinterpret_cast<std::uint32_t*>(at + 64 + i * second) = low[i];
+  }
+  if (lane % 8 == 0) meta[stage] = {scale, -8 * (sum + other), {sum, other}};
+}
+
+// N: of four stages, at once.
+template <int N>
 __device__ __forceinline__ void plain_stages(const Source& s, int stages, int warp, int warps,
                                              int int8, Words words, RowMeta* meta) {
-  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int mine = static_cast<int>(threadIdx.x) % 32 / 8;
 #pragma unroll 1
-  for (int at = warp; at < stages; at += N * warps) {
-    const int left = (stages - at + warps - 1) / warps;
-    float2 v[N];  // all loads before the first use
+  for (int at = 4 * warp; at < stages; at += 4 * N * warps) {
+    Eight v[N];  // all loads before the first use
+    int stage[N];
 #pragma unroll
     for (int i = 0; i < N; ++i) {
-      const std::int64_t c = std::int64_t{i < left ? at + warps * i : at} * kStage + lane;
-      v[i] = {s.x[c], s.x[c + 32]};
+      stage[i] = at + 4 * i * warps + mine;
+      v[i] = load_eight(s.x + std::int64_t{stage[i] < stages ? stage[i] : at} * kStage);
     }
-    round_stages<N, Sums>(v, left < N ? left : N, at, warps, int8, words, meta);
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      if (i > 0 && at + 4 * i * warps >= stages) break;
+      round_eight(v[i], stage[i] < stages, stage[i], int8, words, meta);
+    }
   }
 }
 
@@ -145,12 +207,10 @@ __device__ __forceinline__ void plain_rows(const Source& s, int m, int warp, int
     return;
   }
   const int stages = m * (s.k / kStage);
-  if (Sums)  // of the prepass: about one each
-    plain_stages<1, Sums>(s, stages, warp, warps, int8, words, meta);
-  else if (stages <= kFewStages * warps)
-    plain_stages<kFewStages, Sums>(s, stages, warp, warps, int8, words, meta);
+  if (stages <= 4 * warps)
+    plain_stages<1>(s, stages, warp, warps, int8, words, meta);
   else
-    plain_stages<kHeldStages, Sums>(s, stages, warp, warps, int8, words, meta);
+    plain_stages<kHeldEights>(s, stages, warp, warps, int8, words, meta);
 }
 
 // Whether these take this source, for weights whose stages follow each other.

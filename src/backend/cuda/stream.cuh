@@ -1,4 +1,5 @@
-// What a launch of gemv.cu asks for, and a warp's stream of weights through its two slots.
+// What a launch of gemv.cu asks for, a warp's stream of weights through its two slots, and what a
+// stage adds.
 #pragma once
 #include "backend/cuda/divider.h"
 #include "backend/cuda/rows.cuh"
@@ -9,6 +10,31 @@ inline constexpr int kCodeBytes = 512, kScaleBytes = 32;  // of a stage
 // A warp has two slots of this many stages, one in use, the other on its way.
 inline constexpr int kLongSlot = 5, kShortSlot = 3;
 constexpr int slot_bytes(int stages) { return stages * (kCodeBytes + kScaleBytes); }
+
+// A stage of a tile. codes: + 16 lane; scales: of this lane's two rows; x and y: of this lane.
+template <int Octets>
+__device__ __forceinline__ void add_stage(const char* codes, const char* scales,
+                                          const uint4* const (&x)[Octets],
+                                          const RowMeta* const (&y)[Octets], int s,
+                                          float (&acc)[Octets][2]) {
+  constexpr std::uint32_t kLow = 0x0f0f0f0f;
+  const uint4 v = *reinterpret_cast<const uint4*>(codes);
+  const std::uint32_t scale = *reinterpret_cast<const std::uint32_t*>(scales);
+  const std::uint32_t w[8] = {v.x & kLow, v.y & kLow, v.x >> 4 & kLow, v.y >> 4 & kLow,
+                              v.z & kLow, v.w & kLow, v.z >> 4 & kLow, v.w >> 4 & kLow};
+  const float low = from_half(static_cast<std::uint16_t>(scale)),
+              high = from_half(static_cast<std::uint16_t>(scale >> 16));
+#pragma unroll
+  for (int o = 0; o < Octets; ++o) {
+    const uint4 b = x[o][8 * s];
+    const RowMeta of = y[o][s];
+    int c[4] = {0, of.minus8, 0, of.minus8};
+    mma_u8s8(c, w[0], w[1], w[2], w[3], b.x, b.y);
+    mma_u8s8(c, w[4], w[5], w[6], w[7], b.z, b.w);
+    acc[o][0] = fmaf(static_cast<float>(c[0] * 256 + c[1]), low * of.scale, acc[o][0]);
+    acc[o][1] = fmaf(static_cast<float>(c[2] * 256 + c[3]), high * of.scale, acc[o][1]);
+  }
+}
 
 struct Output {
   const std::uint8_t *codes, *scales;

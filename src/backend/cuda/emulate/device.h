@@ -178,6 +178,15 @@ inline float from_half(std::uint16_t h) { return half_to_float(h); }
 inline std::uint32_t and_or(std::uint32_t x, std::uint32_t mask, std::uint32_t bits) {
   return (x & mask) | bits;
 }
+template <int Which>
+inline std::uint32_t four_bytes(int a, int b, int c, int d) {
+  const auto byte = [](int x) { return static_cast<std::uint32_t>(x) >> (8 * Which) & 255u; };
+  return byte(a) | byte(b) << 8 | byte(c) << 16 | byte(d) << 24;
+}
+inline int add_bytes(std::uint32_t x, int sum) {
+  for (int i = 0; i < 4; ++i) sum += static_cast<std::int8_t>(x >> (8 * i) & 255u);
+  return sum;
+}
 inline std::uint32_t half_twice(std::uint32_t x, int which) {
   return (x >> (16 * which) & 0xffffu) * 0x10001u;
 }

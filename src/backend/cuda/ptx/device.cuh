@@ -141,6 +141,19 @@ __device__ __forceinline__ std::uint32_t and_or(std::uint32_t x, std::uint32_t m
   asm("lop3.b32 %0, %0, %1, %2, 0xea;" : "+r"(x) : "r"(mask), "r"(bits));
   return x;
 }
+// Byte `Which` of each, a's lowest.
+template <int Which>
+__device__ __forceinline__ std::uint32_t four_bytes(int a, int b, int c, int d) {
+  const auto two = [](int x, int y) {
+    return __byte_perm(static_cast<unsigned>(x), static_cast<unsigned>(y),
+                       Which == 0 ? 0x40 : 0x51);
+  };
+  return __byte_perm(two(a, b), two(c, d), 0x5410);
+}
+// sum + the signed bytes of a word.
+__device__ __forceinline__ int add_bytes(std::uint32_t x, int sum) {
+  return __dp4a(static_cast<int>(x), 0x01010101, sum);
+}
 // Half `which` of a word, twice.
 __device__ __forceinline__ std::uint32_t half_twice(std::uint32_t x, int which) {
   return __byte_perm(x, 0, which == 0 ? 0x1010 : 0x3232);
