@@ -142,13 +142,14 @@ TEST(Linear, ManyRows) {
     }
 }
 
-// K long enough for several segments, whole and not, in one piece and in eight; 4 rows and more
-// take another kernel on a GPU.
+// K long enough for several segments, whole and not, in one piece and in eight; of one block of a
+// GPU an odd number of tiles, whose last is shared out by segments; 4 rows and more take another
+// kernel there.
 TEST(Linear, LongSums) {
   for (const int pieces : {1, 8})
-    for (const std::int64_t k : {2048, 2560, 5120, 7168})
+    for (const std::int64_t k : {2048, 2560, 5120, 7168, 17408})
       for (const int m : {1, 3, 8})
-        check_case({WeightType::Int4, 24, k, m, k == 2560 ? 64 : 128, pieces, true},
+        check_case({WeightType::Int4, 40, k, m, k == 2560 ? 64 : 128, pieces, true},
                    m == 3 ? Activations::Int8 : Activations::Int16);
 }
 

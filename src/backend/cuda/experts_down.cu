@@ -90,7 +90,7 @@ __global__ void __launch_bounds__(kRowThreads, Octets == 1 ? 2 : 1)
   await_last();
   Source act;
   act.x = a.act, act.k = a.stages * kStage;
-  plain_rows<false>(act, rows, warp, kRowWarps, a.int8, {words}, meta);
+  plain_rows(act, rows, warp, kRowWarps, a.int8, {words}, meta);
   block_sync();
 
   int at = 0;

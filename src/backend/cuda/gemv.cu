@@ -35,21 +35,28 @@ __device__ __noinline__ void choose_at_last(const GemvArgs& a) {
            memory + r * top_k_bytes(o.n, k));
 }
 
-// Own: rows of x are in this block's shared memory.
-template <int Octets, int Slot, bool Own>
+// Where a block has rows of x: prepared before, in memory or copied from there, or made by itself
+// from residual + delta under a norm (few columns or many) or as they are. A kernel for each: what
+// a launch does not run costs it registers and its way through the instruction caches.
+enum class Rows : int { Global, Copied, NormOfFew, NormOfMany, Plain };
+
+// Chosen: by tasks or ids.
+template <int Octets, int Slot, Rows From, bool Chosen>
 __global__ void __launch_bounds__(kRowThreads, Octets == 1 ? 2 : 1)
     gemv(const __grid_constant__ GemvArgs a) {
   const int tid = static_cast<int>(threadIdx.x), lane = tid % 32, warp = tid / 32;
-  const bool chosen = a.tasks != nullptr || a.ids != nullptr, late = chosen && a.known == 0;
+  const bool late = Chosen && a.known == 0;
   start_next(!late);  // else the next launch could not know of ours what it is told to
   char* memory = shared_memory();
   Output* const outputs = reinterpret_cast<Output*>(memory + 2 * kRowWarps * slot_bytes(Slot));
   Segments* const segments = reinterpret_cast<Segments*>(outputs + kMaxOutputs);
-  float* const scratch = reinterpret_cast<float*>(segments + kMaxPieces);
+  float* const scratch = reinterpret_cast<float*>(segments + kShares * kMaxPieces);
   float* const sums = scratch + 2 * kRowWarps;
   const int each = a.width * kTile, item_floats = a.parts * each,
             round_floats = a.round_items * item_floats;
-  char* const own_words = reinterpret_cast<char*>(sums + 2 * round_floats);
+  float* const halves = sums + 2 * round_floats;  // [part][segment of the second half][each]
+  char* const own_words =
+      reinterpret_cast<char*>(halves + (a.split != 0 ? kMaxPieces * kMaxHalf * each : 0));
 #pragma unroll
   for (int i = 0; i < kMaxOutputs; ++i)
     if (tid == i) outputs[i] = a.out[i];
@@ -58,10 +65,20 @@ __global__ void __launch_bounds__(kRowThreads, Octets == 1 ? 2 : 1)
               stages = a.part_end[i] - begin, count = a.tree ? segment_count(stages) : 1,
               run = a.parts_of_warp;
     if (run > 1) {  // of a segment each
-      if (j == 0) segments[i / run].end[i % run] = a.part_end[i], segments[i].count = run;
-    } else {
-      if (j == 0) segments[i].count = count;
-      if (j < count) segments[i].end[j] = begin + stages * (j + 1) / count;
+      Segments& of = segments[i / run];
+      if (j == 0) of.end[i % run] = a.part_end[i], of.count = run;
+      if (j == 0 && i % run == 0) of.begin = begin;
+    } else if (j < count) {
+      const int end = begin + stages * (j + 1) / count, half = (count + 1) / 2;
+      Segments* of = segments + i;
+      if (j == 0) of[kWhole].begin = begin, of[kWhole].count = count;
+      of[kWhole].end[j] = end;
+      if (j == 0)
+        of[kFirstHalf * kMaxPieces].begin = begin, of[kFirstHalf * kMaxPieces].count = half;
+      Segments& part = of[(j < half ? kFirstHalf : kSecondHalf) * kMaxPieces];
+      part.end[j < half ? j : j - half] = end;
+      if (j + 1 == half)
+        of[kSecondHalf * kMaxPieces].begin = end, of[kSecondHalf * kMaxPieces].count = count - half;
     }
   }
   block_sync();
@@ -69,58 +86,43 @@ __global__ void __launch_bounds__(kRowThreads, Octets == 1 ? 2 : 1)
   // This warp's stages, and whose turn is whose.
   const int team_warps = a.team_warps, teams = kRowWarps / team_warps, team = warp / team_warps,
             part = warp % team_warps;
-  const Segments& own = segments[part];
+  const Segments* const own = segments + part;
   const bool has_part = part * a.parts_of_warp < a.parts;
-  const int first = part == 0 ? 0 : segments[part - 1].end[segments[part - 1].count - 1],
-            last = own.end[own.count - 1];
+  const int first = own->begin, last = own->end[own->count - 1];
   const int per_job = a.swiglu ? 2 : 1, block = static_cast<int>(blockIdx.x);
   // Rows of x for chosen experts are asked for before the ids are.
   const int x_stages = a.m * a.stages, x_stage = 4 * warp + lane / 8;
-  const bool x_early = Own && late && a.fixed.words == nullptr && a.source.kind == Source::Plain &&
-                       x_stages <= 4 * kRowWarps;
+  const bool x_early = Chosen && From == Rows::Plain && late && x_stages <= 4 * kRowWarps;
   Eight x_values{};
   if (late) await_last(), let_next();
   if (x_early) x_values = load_eight(a.source.x + (x_stage < x_stages ? x_stage : 0) * kStage);
-  const int jobs = a.tasks != nullptr ? a.jobs * load_fresh(a.task_count) : a.all_jobs;
+  const int jobs = Chosen && a.tasks != nullptr ? a.jobs * load_fresh(a.task_count) : a.all_jobs;
   const int begin = a.by_blocks.of(jobs * block) * per_job,
             end = a.by_blocks.of(jobs * (block + 1)) * per_job;
+  // Of an odd number of items the last is shared, by segments: it would take one team as long as
+  // all of a block with one item less.
+  const int split = !Chosen && a.split != 0 && (end - begin) % 2 != 0 ? end - 1 : 0x7fffffff;
+  const int mine_end = end + (split < end && team == 1 && own[kSecondHalf * kMaxPieces].count > 0);
   char* slot = memory + warp * (2 * slot_bytes(Slot));  // in use
   int other = slot_bytes(Slot);
   Stream<Slot> stream{};
-  stream.slot = slot + lane * 16, stream.other = other, stream.step = teams, stream.first = first;
-  stream.item = begin + team, stream.end = has_part && first < last ? end : begin;
-  if (stream.item < stream.end) stream.locate(a, outputs, own);
+  stream.slot = slot + lane * 16, stream.other = other, stream.step = teams;
+  stream.item = begin + team, stream.end = has_part && first < last ? mine_end : begin;
+  stream.split = split;
+  if (stream.item < stream.end) stream.template locate<Chosen>(a, outputs, own);
 #pragma unroll 1
-  for (int i = 0; i < 2; ++i) stream.bring(a, outputs, own);
+  for (int i = 0; i < 2; ++i) stream.template bring<Chosen>(a, outputs, own);
   if (!late)
-    ask_ahead(a, outputs, begin + team, teams, has_part ? end : begin, first, last,
-              a.parts_of_warp > 1 ? 2 : 2 * Slot);
+    ask_ahead<Chosen>(a, outputs, begin + team, teams, has_part ? end : begin, first, last,
+                      a.parts_of_warp > 1 ? 2 : 2 * Slot);
 
   const uint4* words = reinterpret_cast<const uint4*>(own_words);
-  const RowMeta* meta =
-      reinterpret_cast<const RowMeta*>(own_words + (Own ? a.copy_rows : 0) * a.stages * 128);
-  if constexpr (!Own) {
-    await_last();
+  RowMeta* const own_meta = reinterpret_cast<RowMeta*>(own_words + a.copy_rows * a.stages * 128);
+  const RowMeta* meta = own_meta;
+  await_last();
+  if constexpr (From == Rows::Global) {
     words = static_cast<const uint4*>(a.fixed.words), meta = a.fixed.meta;
-  } else if (a.fixed.words == nullptr) {  // every block prepares x itself
-    RowMeta* own_meta = const_cast<RowMeta*>(meta);
-    const Slice slice{a.by_blocks.of(a.source.k * block), a.by_blocks.of(a.source.k * (block + 1))};
-    if (a.source.kind == Source::Norm) {
-      await_last();
-#pragma unroll 1
-      for (int r = 0; r < a.m; ++r)
-        norm_row<false>(a.source, r, r, a.int8, slice, {own_words + r * a.stages * 128},
-                        own_meta + r * a.stages, scratch);
-    } else {
-      await_last();
-      if (x_early)
-        round_eight(x_values, x_stage < x_stages, x_stage, a.int8, {own_words}, own_meta);
-      else
-        plain_rows<false>(a.source, a.m, warp, kRowWarps, a.int8, {own_words}, own_meta);
-    }
-    block_sync();
-  } else {
-    await_last();
+  } else if constexpr (From == Rows::Copied) {
     const int bytes = a.copy_rows * a.stages * 128;
     const char* from = static_cast<const char*>(a.fixed.words);
 #pragma unroll 4
@@ -128,22 +130,35 @@ __global__ void __launch_bounds__(kRowThreads, Octets == 1 ? 2 : 1)
       *reinterpret_cast<uint4*>(own_words + i) = *reinterpret_cast<const uint4*>(from + i);
     for (int r = warp; r < a.copy_rows; r += kRowWarps)
       for (int i = lane; i < a.stages; i += 32)
-        const_cast<RowMeta*>(meta)[r * a.meta_pitch + i] = a.fixed.meta[r * a.stages + i];
-    block_sync();
+        own_meta[r * a.meta_pitch + i] = a.fixed.meta[r * a.stages + i];
+  } else if constexpr (From == Rows::Plain) {
+    if (x_early)
+      round_eight(x_values, x_stage < x_stages, x_stage, a.int8, {own_words}, own_meta);
+    else
+      plain_rows(a.source, a.m, warp, kRowWarps, a.int8, {own_words}, own_meta);
+  } else {
+    const Slice slice{a.by_blocks.of(a.source.k * block), a.by_blocks.of(a.source.k * (block + 1))};
+    constexpr int kStages = From == Rows::NormOfFew ? kFewStages : kHeldStages;
+#pragma unroll 1
+    for (int r = 0; r < a.m; ++r)
+      norm_row_of<kStages, false>(a.source, r, r, a.int8, slice, {own_words + r * a.stages * 128},
+                                  own_meta + r * a.stages, scratch);
   }
+  if constexpr (From != Rows::Global) block_sync();
 
   // One round if all fits.
   const int round_items = end - begin <= 2 * a.round_items ? 2 * a.round_items : a.round_items;
 #pragma unroll 1
   for (int at = begin, turn = 0; at < end; at += round_items, turn ^= 1) {
     float* const round = sums + turn * round_floats;
-    const int stop = at + round_items < end ? at + round_items : end;
+    const int stop = at + round_items < end ? at + round_items : end,
+              mine_stop = stop < end ? stop : mine_end;
 #pragma unroll 1
-    for (int item = at + team; item < stop; item += teams) {
+    for (int item = at + team; item < mine_stop; item += teams) {
       if (!has_part) break;
-      const int of_task = chosen ? a.by_task_items.of(item) : 0;
-      const Task* task = a.tasks != nullptr ? a.tasks + of_task : nullptr;
-      const int count = task != nullptr ? task->rows : a.ids != nullptr ? 1 : a.m;
+      const int of_task = Chosen ? a.by_task_items.of(item) : 0;
+      const Task* task = Chosen && a.tasks != nullptr ? a.tasks + of_task : nullptr;
+      const int count = task != nullptr ? task->rows : Chosen ? 1 : a.m;
       const uint4* x[Octets];    // column 8 o + lane / 4 of B: limb, row of x
       const RowMeta* y[Octets];  // rows 4 o + lane % 4, whose sums this lane holds
 #pragma unroll
@@ -151,46 +166,49 @@ __global__ void __launch_bounds__(kRowThreads, Octets == 1 ? 2 : 1)
         int in = 4 * o + lane / 8, of = 4 * o + lane % 4;
         in = in < count ? in : 0, of = of < count ? of : 0;
         if (task != nullptr) in = task->x[in], of = task->x[of];
-        if (a.ids != nullptr) in = of = of_task * a.x_step;
+        if (Chosen && task == nullptr) in = of = of_task * a.x_step;
         x[o] = words + in * a.stages * 8 + lane / 4 % 2 * 4 + lane % 4;
         y[o] = meta + of * a.meta_pitch;
       }
       float total[Octets][2] = {};
       float* to = round + (item - at) * item_floats + part * a.parts_of_warp * each + lane / 4;
-      int s = first;
+      const bool second = item > split;
+      if (second) to = halves + part * kMaxHalf * each + lane / 4;
+      const Segments& now = own[share_of(item, split) * kMaxPieces];
+      int s = now.begin;
 #pragma unroll 1
-      for (int segment = 0; segment < own.count; ++segment) {
-        const int here = own.end[segment];
+      for (int segment = 0; segment < now.count; ++segment) {
+        const int here = now.end[segment];
         float acc[Octets][2] = {};
 #pragma unroll 1
         while (s < here) {
-          const int now = here - s < Slot ? here - s : Slot;
+          const int stages = here - s < Slot ? here - s : Slot;
           copy_async_wait<1>();
           warp_sync();
           const char *codes = slot + lane * 16, *scales = slot + Slot * kCodeBytes + lane / 4 * 4;
           const auto add = [&](int j) {
             add_stage<Octets>(codes + j * kCodeBytes, scales + j * kScaleBytes, x, y, s + j, acc);
           };
-          if (now == Slot) {
+          if (stages == Slot) {
 #pragma unroll
             for (int j = 0; j < Slot; ++j) add(j);
-          } else if (now == Slot - 1) {
+          } else if (stages == Slot - 1) {
 #pragma unroll
             for (int j = 0; j < Slot - 1; ++j) add(j);
           } else {
 #pragma unroll 1
-            for (int j = 0; j < now; ++j) add(j);
+            for (int j = 0; j < stages; ++j) add(j);
           }
-          s += now;
+          s += stages;
           warp_sync();  // all have read the slot
-          stream.bring(a, outputs, own);
+          stream.template bring<Chosen>(a, outputs, own);
           slot += other, other = -other;
         }
 #pragma unroll
         for (int o = 0; o < Octets; ++o)
 #pragma unroll
           for (int h = 0; h < 2; ++h) total[o][h] = total[o][h] + acc[o][h];
-        if (segment + 1 < own.count && a.parts_of_warp == 1) continue;
+        if (segment + 1 < now.count && a.parts_of_warp == 1 && !second) continue;
 #pragma unroll
         for (int o = 0; o < Octets; ++o) {
           const int m = 4 * o + lane % 4;
@@ -207,7 +225,7 @@ __global__ void __launch_bounds__(kRowThreads, Octets == 1 ? 2 : 1)
       const int of = a.width == 1 ? i : i / a.width, job = at / per_job + of, m = i - of * a.width;
       int out = 0, tile = job;
       std::int64_t y_row = m;
-      if (chosen) {
+      if constexpr (Chosen) {
         const int of_task = a.by_task_items.of(job * per_job);
         tile = job - of_task * a.jobs, y_row = of_task;
         if (a.tasks != nullptr) {
@@ -228,6 +246,15 @@ __global__ void __launch_bounds__(kRowThreads, Octets == 1 ? 2 : 1)
         float p[kMaxPieces];
 #pragma unroll
         for (int j = 0; j < kMaxPieces; ++j) p[j] = j < a.parts ? from[j * each] : 0.0f;
+        if (job == split) {
+          const float* half = halves + m * kTile + tid % kTile;
+#pragma unroll
+          for (int k = 0; k < kMaxHalf; ++k)
+#pragma unroll
+            for (int j = 0; j < kMaxPieces; ++j)
+              if (k < segments[kSecondHalf * kMaxPieces + j].count)
+                p[j] = p[j] + half[(j * kMaxHalf + k) * each];
+        }
         if (a.pieces) {
 #pragma unroll
           for (int j = 0; j < kMaxPieces; ++j)
@@ -253,7 +280,7 @@ __global__ void __launch_bounds__(kRowThreads, Octets == 1 ? 2 : 1)
       if (!a.pieces) o.y[y_row * o.ldy + n] = a.swiglu ? silu(v[0]) * v[1] : v[0];
     }
   }
-  if (a.choice.k > 0) choose_at_last(a);
+  if (!Chosen && a.choice.k > 0) choose_at_last(a);
 }
 
 static_assert(sizeof(Output) % 16 == 0 && kMaxPieces * sizeof(Segments) % 16 == 0);
@@ -297,13 +324,17 @@ std::size_t divide(const MultiplyArgs& from, int slot, GemvArgs& a) {
   while (a.parts_of_warp > 1 && 2 * a.parts_of_warp * item > kRoundFloats) a.parts_of_warp /= 2;
   a.team_warps = 1;
   while (a.team_warps * a.parts_of_warp < a.parts) a.team_warps *= 2;
+  a.split = a.tree && a.team_warps == kRowWarps / 2 && a.parts_of_warp == 1 && longest >= 8 &&
+            from.ids == nullptr && from.tasks == nullptr;
   // Whole turns of all teams, whole jobs.
   const int teams = kRowWarps / a.team_warps, unit = teams > 2 ? teams : 2,
             most = kRoundFloats / item < kRoundItems ? kRoundFloats / item : kRoundItems;
   a.round_items = most > unit ? most / unit * unit : unit;
   return static_cast<std::size_t>(2 * kRowWarps * slot_bytes(slot)) + sizeof a.out +
-         kMaxPieces * sizeof(Segments) +
-         static_cast<std::size_t>(2 * kRowWarps + 2 * a.round_items * item) * sizeof(float);
+         kShares * kMaxPieces * sizeof(Segments) +
+         static_cast<std::size_t>(2 * kRowWarps + 2 * a.round_items * item +
+                                  a.split * kMaxPieces * kMaxHalf * a.width * kTile) *
+             sizeof(float);
 }
 std::size_t row_bytes(const MultiplyArgs& a) {
   return static_cast<std::size_t>(a.m) * static_cast<std::size_t>(a.out[0].w.stages) *
@@ -312,8 +343,23 @@ std::size_t row_bytes(const MultiplyArgs& a) {
 
 using Kernel = void (*)(GemvArgs);
 template <int Octets, int Slot>
-Kernel kernel_of(bool own) {
-  return own ? gemv<Octets, Slot, true> : gemv<Octets, Slot, false>;
+Kernel kernel_of(Rows from, bool chosen) {
+  if (chosen)
+    return from == Rows::Global   ? gemv<Octets, Slot, Rows::Global, true>
+           : from == Rows::Copied ? gemv<Octets, Slot, Rows::Copied, true>
+                                  : gemv<Octets, Slot, Rows::Plain, true>;
+  switch (from) {
+    case Rows::Global:
+      return gemv<Octets, Slot, Rows::Global, false>;
+    case Rows::Copied:
+      return gemv<Octets, Slot, Rows::Copied, false>;
+    case Rows::NormOfFew:
+      return gemv<Octets, Slot, Rows::NormOfFew, false>;
+    case Rows::NormOfMany:
+      return gemv<Octets, Slot, Rows::NormOfMany, false>;
+    default:
+      return gemv<Octets, Slot, Rows::Plain, false>;
+  }
 }
 
 }  // namespace
@@ -332,8 +378,10 @@ bool can_gemv(const Queue& q, const MultiplyArgs& a) {
 
 bool can_fuse_gemv(const Queue& q, const MultiplyArgs& a) {
   GemvArgs b;
-  return can_gemv(q, a) && (a.tasks != nullptr || a.ids != nullptr || a.m <= kMaxRows) &&
-         rows_in_registers(a.source) && divide(a, kShortSlot, b) + row_bytes(a) <= q.shared_limit;
+  const bool chosen = a.tasks != nullptr || a.ids != nullptr;
+  return can_gemv(q, a) && rows_in_registers(a.source) &&
+         a.source.kind <= (chosen ? Source::Plain : Source::Norm) &&
+         divide(a, kShortSlot, b) + row_bytes(a) <= q.shared_limit;
 }
 
 bool can_choose(const MultiplyArgs& a, const Choice& c) {
@@ -361,11 +409,16 @@ void launch_gemv(const Queue& q, const MultiplyArgs& from) {
     shared = half + 16;
   a.ahead = q.ahead / kRowWarps / kCodeBytes;
   const int most = q.blocks > 0 ? q.blocks : q.multiprocessors,
-            jobs = a.tasks != nullptr || a.ids != nullptr ? a.jobs * from.max_tasks : a.jobs;
-  const Kernel kernel =
-      a.width > 4 ? is_short ? kernel_of<2, kShortSlot>(own) : kernel_of<2, kLongSlot>(own)
-      : is_short ? kernel_of<1, kShortSlot>(own)
-                  : kernel_of<1, kLongSlot>(own);
+            jobs = from.tasks != nullptr || from.ids != nullptr ? a.jobs * from.max_tasks : a.jobs;
+  const Rows rows_from = copied                              ? Rows::Copied
+                         : !fused                            ? Rows::Global
+                         : from.source.kind == Source::Plain ? Rows::Plain
+                         : is_few(from.source)               ? Rows::NormOfFew
+                                                             : Rows::NormOfMany;
+  const bool chosen = from.tasks != nullptr || from.ids != nullptr;
+  const Kernel kernel = (a.width > 4 ? is_short ? kernel_of<2, kShortSlot> : kernel_of<2, kLongSlot>
+                         : is_short ? kernel_of<1, kShortSlot>
+                                     : kernel_of<1, kLongSlot>)(rows_from, chosen);
   const int blocks = jobs < most ? jobs : most;
   a.all_jobs = jobs, a.by_blocks = divider(blocks);
   const dim3 grid{static_cast<unsigned>(blocks)};

@@ -23,21 +23,28 @@ __global__ void __launch_bounds__(kRowThreads)
       real[static_cast<std::int64_t>(row) * s.k + c] = h[c];
 }
 
-// The same, rounded, for plans whose stages follow each other. Under a norm a block a row, else one
-// for some units of all.
-__global__ void __launch_bounds__(kRowThreads, 3)
-    prepare_in_registers(Source s, int m, int int8, int stages, Fixed fixed) {
+// The same, rounded, for plans whose stages follow each other. Under a norm a block a row (Stages:
+// a warp's at most), else one for some units of all.
+template <int Stages>
+__global__ void __launch_bounds__(kRowThreads)
+    prepare_norm(Source s, int int8, int stages, Fixed fixed) {
   start_next(), await_last();
-  char* const words = static_cast<char*>(fixed.words);
-  if (s.kind == Source::Norm) {
-    const std::int64_t row = blockIdx.x;
-    norm_row<true>(s, row, 0, int8, {0, s.k}, {words + row * stages * 128, fixed.straight},
-                   fixed.meta + row * stages, reinterpret_cast<float*>(shared_memory()));
-  } else {
-    plain_rows<true>(s, m, static_cast<int>(blockIdx.x * kRowWarps + threadIdx.x / 32),
-                     static_cast<int>(gridDim.x) * kRowWarps, int8, {words, fixed.straight},
-                     fixed.meta);
-  }
+  const std::int64_t row = blockIdx.x;
+  norm_row_of<Stages, true>(s, row, 0, int8, {0, s.k},
+                            {static_cast<char*>(fixed.words) + row * stages * 128, fixed.straight},
+                            fixed.meta + row * stages, reinterpret_cast<float*>(shared_memory()));
+}
+template <int HeadStages>  // 0: plain rows
+__global__ void __launch_bounds__(kRowThreads)
+    prepare_units(Source s, int m, int int8, Fixed fixed) {
+  start_next(), await_last();
+  const Words words{static_cast<char*>(fixed.words), fixed.straight};
+  const int warp = static_cast<int>(blockIdx.x * kRowWarps + threadIdx.x / 32),
+            warps = static_cast<int>(gridDim.x) * kRowWarps;
+  if constexpr (HeadStages > 0)
+    gated_heads<HeadStages>(s, warp, m * (s.k / s.dim), warps, int8, words, fixed.meta);
+  else
+    plain_rows(s, m, warp, warps, int8, words, fixed.meta);
 }
 
 __global__ void __launch_bounds__(kThreads)
@@ -107,12 +114,17 @@ unsigned blocks(std::int64_t n) { return static_cast<unsigned>(n); }
 void launch_prepare(const Queue& q, const Source& s, int m, int int8, const Matrix& w,
                     const Fixed& fixed, float* real) {
   if (w.regular && real == nullptr && fixed.words != nullptr && rows_in_registers(s)) {
-    const int units = m * (s.kind == Source::Plain ? w.stages : s.k / (s.dim > 0 ? s.dim : s.k)),
-              each = s.kind == Source::Norm    ? 1
-                     : s.kind == Source::Plain ? 4 * kRowWarps
-                                               : kRowWarps;
-    return launch(q, "prepare", prepare_in_registers, dim3{blocks((units + each - 1) / each)},
-                  kRowThreads, kRowWarps * sizeof(float), s, m, int8, w.stages, fixed);
+    const auto units = [&](auto kernel, int count, int each) {
+      launch(q, "prepare", kernel, dim3{blocks((count + each - 1) / each)}, kRowThreads, 0, s, m,
+             int8, fixed);
+    };
+    if (s.kind == Source::Norm)
+      return launch(q, "prepare", is_few(s) ? prepare_norm<kFewStages> : prepare_norm<kHeldStages>,
+                    dim3{blocks(m)}, kRowThreads, kRowWarps * sizeof(float), s, int8, w.stages,
+                    fixed);
+    if (s.kind == Source::Plain) return units(prepare_units<0>, m * w.stages, 4 * kRowWarps);
+    return units(s.dim == 2 * kStage ? prepare_units<2> : prepare_units<kHeadStages>,
+                 m * (s.k / s.dim), kRowWarps);
   }
   const int runs = s.kind == Source::GatedNorm ? s.k / s.dim : 1;
   launch<Begin::Late>(q, "prepare", prepare, dim3{blocks(m)}, kRowThreads,

@@ -97,7 +97,6 @@ __device__ __forceinline__ void round_stages(const float2 (&v)[N], int count, in
   float largest = 0;
 #pragma unroll
   for (int i = 0; i < N; ++i) {
-    if (Sums && i >= count) break;
     // As bits, so that NaN and Inf win and reach the scale.
     const int x = float_bits(v[i].x) & 0x7fffffff, y = float_bits(v[i].y) & 0x7fffffff;
     const int m = warp_max(x > y ? x : y);
@@ -111,7 +110,6 @@ __device__ __forceinline__ void round_stages(const float2 (&v)[N], int count, in
   meta += first;
 #pragma unroll
   for (int i = 0; i < N; ++i) {
-    if (Sums && i >= count) break;
     const float scale = shuffle(scales, i), inv = shuffle(inverse, i);
     const int q0 = round_int(cut(v[i].x * inv, top)), q1 = round_int(cut(v[i].y * inv, top));
     const int sum0 = warp_add(Sums ? q0 : q0 + q1), sum1 = Sums ? warp_add(q1) : 0;

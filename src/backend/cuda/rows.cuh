@@ -53,7 +53,6 @@ __device__ __forceinline__ void norm_row_of(const Source& s, std::int64_t row, i
   float one = 0, two = 0;
 #pragma unroll
   for (int i = 0; i < N; ++i) {
-    if (Sums && i >= count) break;
     one = i < count ? fmaf(v[i].x, v[i].x, one) : one;
     two = i < count ? fmaf(v[i].y, v[i].y, two) : two;
   }
@@ -66,25 +65,15 @@ __device__ __forceinline__ void norm_row_of(const Source& s, std::int64_t row, i
   const float inv = 1.0f / sqrtf(sum / static_cast<float>(s.k) + s.eps);
 #pragma unroll
   for (int i = 0; i < N; ++i) {
-    if (Sums && i >= count) break;
     v[i].x = v[i].x * inv * (w[i].x + s.offset), v[i].y = v[i].y * inv * (w[i].y + s.offset);
   }
   if (s.normed != nullptr) store(s.normed);
   round_stages<N, Sums>(v, count, warp, kRowWarps, int8, words, meta);
 }
 
-template <bool Sums>
-__device__ __forceinline__ void norm_row(const Source& s, std::int64_t row, int turn, int int8,
-                                         Slice slice, Words words, RowMeta* meta, float* scratch) {
-  if (!Sums && s.k <= kFewStages * kRowWarps * kStage)
-    norm_row_of<kFewStages, Sums>(s, row, turn, int8, slice, words, meta, scratch);
-  else
-    norm_row_of<kHeldStages, Sums>(s, row, turn, int8, slice, words, meta, scratch);
-}
-
 // Heads of up to N stages under their norm and gate: head, head + step, ... below `heads`, by a
 // warp.
-template <int N, bool Sums>
+template <int N>
 __device__ __forceinline__ void gated_heads(const Source& s, int head, int heads, int step,
                                             int int8, Words words, RowMeta* meta) {
   const int lane = static_cast<int>(threadIdx.x) % 32, each = N == 2 ? 2 : s.dim / kStage;
@@ -111,7 +100,7 @@ __device__ __forceinline__ void gated_heads(const Source& s, int head, int heads
       v[i].x = v[i].x * inv * s.weight[at] * silu(g[i].x);
       v[i].y = v[i].y * inv * s.weight[at + 32] * silu(g[i].y);
     }
-    round_stages<N, Sums>(v, each, head * each, 1, int8, words, meta);
+    round_stages<N, true>(v, each, head * each, 1, int8, words, meta);
   }
 }
 
@@ -193,19 +182,9 @@ __device__ __forceinline__ void plain_stages(const Source& s, int stages, int wa
   }
 }
 
-// m rows, one after the other, without a norm or under a head's (GatedNorm, dim a multiple of 64
-// up to 256): units of a stage, or of a head, each by one warp alone: warp `warp` of `warps`.
-template <bool Sums>
+// m plain rows, one after the other, by warp `warp` of `warps`.
 __device__ __forceinline__ void plain_rows(const Source& s, int m, int warp, int warps, int int8,
                                            Words words, RowMeta* meta) {
-  if (s.kind == Source::GatedNorm) {
-    const int heads = m * (s.k / s.dim);
-    if (s.dim == 2 * kStage)
-      gated_heads<2, Sums>(s, warp, heads, warps, int8, words, meta);
-    else
-      gated_heads<kHeadStages, Sums>(s, warp, heads, warps, int8, words, meta);
-    return;
-  }
   const int stages = m * (s.k / kStage);
   if (stages <= 4 * warps)
     plain_stages<1>(s, stages, warp, warps, int8, words, meta);
@@ -213,6 +192,8 @@ __device__ __forceinline__ void plain_rows(const Source& s, int m, int warp, int
     plain_stages<kHeldEights>(s, stages, warp, warps, int8, words, meta);
 }
 
+// Whether a warp has kFewStages at most.
+inline bool is_few(const Source& s) { return s.k <= kFewStages * kRowWarps * kStage; }
 // Whether these take this source, for weights whose stages follow each other.
 inline bool rows_in_registers(const Source& s) {
   if (s.k % kStage != 0) return false;

@@ -63,23 +63,32 @@ struct GemvArgs {
   Divider by_task_items, by_blocks;
   int parts_of_warp;  // whose sums stay apart
   int known;          // tasks or ids are complete when this launch's blocks come
+  int split;          // two teams share a block's last item where it has an odd number
   Choice choice;
   int ahead;  // stages that a warp asks the second cache for before it waits for x
 };
 
-// The segments of one warp: of a piece, its own; of several parts, these; else one.
+// The segments of one warp: of a piece, its own; of several parts, these; else one. Of an item that
+// two teams share, the first team's and the second one's, whose sums stay apart.
 struct Segments {
-  int count, end[kMaxPieces];  // stages
+  int begin, count, end[kMaxPieces];  // stages
+  int unused[2];
 };
+enum Share : int { kWhole, kFirstHalf, kSecondHalf, kShares };
+inline constexpr int kMaxHalf = kMaxPieces / 2;
+__device__ __forceinline__ int share_of(int item, int split) {
+  return (item >= split) + (item > split);
+}
 
 // Where a tile of 16 rows of W lies.
 struct TilePlace {
   const Output* out;
   std::int64_t at;  // tiles before it in out's codes and scales
 };
+template <bool Chosen>
 __device__ __forceinline__ TilePlace place_of(const GemvArgs& a, const Output* outputs, int item) {
   int matrix = 0, out = 0, tile = item;
-  if (a.tasks != nullptr || a.ids != nullptr) {
+  if constexpr (Chosen) {
     const int task = a.by_task_items.of(item);
     tile = item - task * a.task_items;
     if (a.tasks != nullptr) {
@@ -101,6 +110,7 @@ __device__ __forceinline__ TilePlace place_of(const GemvArgs& a, const Output* o
 // Between the end of a launch's stream and the start of the next one's lie 5 us in which memory
 // would rest: the last sums, the wait for them, the norm. So a warp asks for the a.ahead stages of
 // its items, first .. last of each, that follow the `held` ones of its slots: a lane an item.
+template <bool Chosen>
 __device__ __forceinline__ void ask_ahead(const GemvArgs& a, const Output* outputs, int item,
                                           int step, int end, int first, int last, int held) {
   const int lane = static_cast<int>(threadIdx.x) % 32, all = last - first;
@@ -110,45 +120,52 @@ __device__ __forceinline__ void ask_ahead(const GemvArgs& a, const Output* outpu
   if (count > last - from) count = last - from;
   item += lane * step;
   if (count <= 0 || item >= end) return;
-  const TilePlace p = place_of(a, outputs, item);
+  const TilePlace p = place_of<Chosen>(a, outputs, item);
   prefetch(p.out->codes + (p.at * a.stages + from) * kCodeBytes, count * kCodeBytes);
   const int group = from >> a.group_shift,
             groups = ((from + count - 1) >> a.group_shift) + 1 - group;
   prefetch(p.out->scales + (p.at * a.groups + group) * kScaleBytes, groups * kScaleBytes);
 }
 
-// The runs of stages of one warp, in the order of their use: at most a slot's, of one segment.
+// The runs of stages of one warp, in the order of their use: at most a slot's, of one segment. Of
+// item `split` the first half; the item after it is the second half of the same.
 template <int Slot>
 struct Stream {
   char* slot;  // + 16 lane
-  int other, item, end, step, first, segment, left, s;
+  int other, item, end, split, step, segment, left, s;
+  const Segments* now;
   const std::uint8_t *codes, *scales;  // + 16 lane
   ReadOnce once;
 
+  // own: of this warp, [share * kMaxPieces].
+  template <bool Chosen>
   __device__ __forceinline__ void locate(const GemvArgs& a, const Output* outputs,
-                                         const Segments& own) {
-    const TilePlace p = place_of(a, outputs, item);
+                                         const Segments* own) {
+    const TilePlace p = place_of<Chosen>(a, outputs, item < split ? item : split);
     const int lane = static_cast<int>(threadIdx.x) % 32;
+    now = own + share_of(item, split) * kMaxPieces;
+    const int first = now->begin;
     codes = p.out->codes + (p.at * a.stages + first) * kCodeBytes + lane * 16;
     scales = p.out->scales + p.at * a.groups * kScaleBytes + lane % 2 * 16;
-    s = first + lane / 2, segment = 0, left = own.end[0] - first;
+    s = first + lane / 2, segment = 0, left = now->end[0] - first;
   }
+  template <bool Chosen>
   __device__ __forceinline__ void bring(const GemvArgs& a, const Output* outputs,
-                                        const Segments& own) {
+                                        const Segments* own) {
     if (item < end) {
-      const int lane = static_cast<int>(threadIdx.x) % 32, now = left < Slot ? left : Slot;
+      const int lane = static_cast<int>(threadIdx.x) % 32, stages = left < Slot ? left : Slot;
 #pragma unroll
       for (int j = 0; j < Slot; ++j)
-        if (j < now) copy_async16(slot + j * kCodeBytes, codes + j * kCodeBytes, once);
-      if (lane < 2 * now)
+        if (j < stages) copy_async16(slot + j * kCodeBytes, codes + j * kCodeBytes, once);
+      if (lane < 2 * stages)
         copy_async16(slot + Slot * kCodeBytes, scales + (s >> a.group_shift) * kScaleBytes, once);
-      codes += now * kCodeBytes, s += now, left -= now;
+      codes += stages * kCodeBytes, s += stages, left -= stages;
       if (left == 0) {
-        if (++segment < own.count) {
-          left = own.end[segment] - own.end[segment - 1];
+        if (++segment < now->count) {
+          left = now->end[segment] - now->end[segment - 1];
         } else {
           item += step;
-          if (item < end) locate(a, outputs, own);
+          if (item < end) locate<Chosen>(a, outputs, own);
         }
       }
     }
