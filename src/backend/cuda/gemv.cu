@@ -24,7 +24,7 @@ namespace {
 constexpr int kRoundItems = 10, kRoundFloats = 4096;  // at most
 
 // All of this block's outputs are stored. Memory: in place of the slots.
-__device__ __noinline__ void choose_at_last(const GemvArgs& a) {
+__device__ __forceinline__ void choose_at_last(const GemvArgs& a) {
   char* memory = shared_memory();
   if (!is_last_block(a.choice.arrived, reinterpret_cast<int*>(memory))) return;
   const Output& o = a.out[0];
@@ -50,7 +50,8 @@ __global__ void __launch_bounds__(kRowThreads, Octets == 1 ? 2 : 1)
   char* memory = shared_memory();
   Output* const outputs = reinterpret_cast<Output*>(memory + 2 * kRowWarps * slot_bytes(Slot));
   Segments* const segments = reinterpret_cast<Segments*>(outputs + kMaxOutputs);
-  float* const scratch = reinterpret_cast<float*>(segments + kShares * kMaxPieces);
+  Course* const courses = reinterpret_cast<Course*>(segments + kShares * kMaxPieces);
+  float* const scratch = reinterpret_cast<float*>(courses + kRowWarps);
   float* const sums = scratch + 2 * kRowWarps;
   const int each = a.width * kTile, item_floats = a.parts * each,
             round_floats = a.round_items * item_floats;
@@ -89,7 +90,7 @@ __global__ void __launch_bounds__(kRowThreads, Octets == 1 ? 2 : 1)
   const Segments* const own = segments + part;
   const bool has_part = part * a.parts_of_warp < a.parts;
   const int first = own->begin, last = own->end[own->count - 1];
-  const int per_job = a.swiglu ? 2 : 1, block = static_cast<int>(blockIdx.x);
+  const int pair = a.swiglu, per_job = 1 + pair, block = static_cast<int>(blockIdx.x);
   // Rows of x for chosen experts are asked for before the ids are.
   const int x_stages = a.m * a.stages, x_stage = 4 * warp + lane / 8;
   const bool x_early = Chosen && From == Rows::Plain && late && x_stages <= 4 * kRowWarps;
@@ -102,16 +103,17 @@ __global__ void __launch_bounds__(kRowThreads, Octets == 1 ? 2 : 1)
   // Of an odd number of items the last is shared, by segments: it would take one team as long as
   // all of a block with one item less.
   const int split = !Chosen && a.split != 0 && (end - begin) % 2 != 0 ? end - 1 : 0x7fffffff;
-  const int mine_end = end + (split < end && team == 1 && own[kSecondHalf * kMaxPieces].count > 0);
+  const int mine_end = end + (split < end && team == 1);
   char* slot = memory + warp * (2 * slot_bytes(Slot));  // in use
   int other = slot_bytes(Slot);
   Stream<Slot> stream{};
-  stream.slot = slot + lane * 16, stream.other = other, stream.step = teams;
-  stream.item = begin + team, stream.end = has_part && first < last ? mine_end : begin;
-  stream.split = split;
-  if (stream.item < stream.end) stream.template locate<Chosen>(a, outputs, own);
+  stream.slot = slot + lane * 16, stream.other = other;
+  Course& course = courses[warp];  // each lane writes the same
+  course.item = begin + team, course.end = has_part && first < last ? mine_end : begin;
+  course.split = split, course.step = teams;
+  if (course.item < course.end) stream.template locate<Chosen>(a, outputs, own, course);
 #pragma unroll 1
-  for (int i = 0; i < 2; ++i) stream.template bring<Chosen>(a, outputs, own);
+  for (int i = 0; i < 2; ++i) stream.template bring<Chosen>(a, outputs, own, course);
   if (!late)
     ask_ahead<Chosen>(a, outputs, begin + team, teams, has_part ? end : begin, first, last,
                       a.parts_of_warp > 1 ? 2 : 2 * Slot);
@@ -201,7 +203,7 @@ __global__ void __launch_bounds__(kRowThreads, Octets == 1 ? 2 : 1)
           }
           s += stages;
           warp_sync();  // all have read the slot
-          stream.template bring<Chosen>(a, outputs, own);
+          stream.template bring<Chosen>(a, outputs, own, courses[warp]);
           slot += other, other = -other;
         }
 #pragma unroll
@@ -221,8 +223,8 @@ __global__ void __launch_bounds__(kRowThreads, Octets == 1 ? 2 : 1)
     block_sync();
     // Sums of segments or pieces, bias, SwiGLU: by 16 threads a (job, row of x).
 #pragma unroll 1
-    for (int i = tid / kTile; i < (stop - at) / per_job * a.width; i += kRowThreads / kTile) {
-      const int of = a.width == 1 ? i : i / a.width, job = at / per_job + of, m = i - of * a.width;
+    for (int i = tid / kTile; i < ((stop - at) >> pair) * a.width; i += kRowThreads / kTile) {
+      const int of = a.width == 1 ? i : i / a.width, job = (at >> pair) + of, m = i - of * a.width;
       int out = 0, tile = job;
       std::int64_t y_row = m;
       if constexpr (Chosen) {
@@ -248,12 +250,10 @@ __global__ void __launch_bounds__(kRowThreads, Octets == 1 ? 2 : 1)
         for (int j = 0; j < kMaxPieces; ++j) p[j] = j < a.parts ? from[j * each] : 0.0f;
         if (job == split) {
           const float* half = halves + m * kTile + tid % kTile;
+#pragma unroll 1
+          for (int k = 0; k < a.split; ++k)
 #pragma unroll
-          for (int k = 0; k < kMaxHalf; ++k)
-#pragma unroll
-            for (int j = 0; j < kMaxPieces; ++j)
-              if (k < segments[kSecondHalf * kMaxPieces + j].count)
-                p[j] = p[j] + half[(j * kMaxHalf + k) * each];
+            for (int j = 0; j < kMaxPieces; ++j) p[j] = p[j] + half[(j * kMaxHalf + k) * each];
         }
         if (a.pieces) {
 #pragma unroll
@@ -324,16 +324,17 @@ std::size_t divide(const MultiplyArgs& from, int slot, GemvArgs& a) {
   while (a.parts_of_warp > 1 && 2 * a.parts_of_warp * item > kRoundFloats) a.parts_of_warp /= 2;
   a.team_warps = 1;
   while (a.team_warps * a.parts_of_warp < a.parts) a.team_warps *= 2;
-  a.split = a.tree && a.team_warps == kRowWarps / 2 && a.parts_of_warp == 1 && longest >= 8 &&
-            from.ids == nullptr && from.tasks == nullptr;
+  const bool even = a.tree && a.parts == kMaxPieces && least == longest;
+  if (even && a.parts_of_warp == 1 && from.ids == nullptr && from.tasks == nullptr)
+    a.split = segment_count(longest) / 2;
   // Whole turns of all teams, whole jobs.
   const int teams = kRowWarps / a.team_warps, unit = teams > 2 ? teams : 2,
             most = kRoundFloats / item < kRoundItems ? kRoundFloats / item : kRoundItems;
   a.round_items = most > unit ? most / unit * unit : unit;
   return static_cast<std::size_t>(2 * kRowWarps * slot_bytes(slot)) + sizeof a.out +
-         kShares * kMaxPieces * sizeof(Segments) +
+         kShares * kMaxPieces * sizeof(Segments) + kRowWarps * sizeof(Course) +
          static_cast<std::size_t>(2 * kRowWarps + 2 * a.round_items * item +
-                                  a.split * kMaxPieces * kMaxHalf * a.width * kTile) *
+                                  (a.split > 0) * kMaxPieces * kMaxHalf * a.width * kTile) *
              sizeof(float);
 }
 std::size_t row_bytes(const MultiplyArgs& a) {

@@ -63,7 +63,9 @@ struct GemvArgs {
   Divider by_task_items, by_blocks;
   int parts_of_warp;  // whose sums stay apart
   int known;          // tasks or ids are complete when this launch's blocks come
-  int split;          // two teams share a block's last item where it has an odd number
+  // > 0: two teams share a block's last item where it has an odd number, this many segments of each
+  // piece being the second one's.
+  int split;
   Choice choice;
   int ahead;  // stages that a warp asks the second cache for before it waits for x
 };
@@ -127,32 +129,42 @@ __device__ __forceinline__ void ask_ahead(const GemvArgs& a, const Output* outpu
   prefetch(p.out->scales + (p.at * a.groups + group) * kScaleBytes, groups * kScaleBytes);
 }
 
+// Where a warp's stream is, of what it looks at once an item: in shared memory, since registers
+// that do not suffice go to local memory, and so, past a first cache that shared memory has made
+// small, to the second.
+struct Course {
+  int item, end, step, split, segment;
+  int unused;
+  const Segments* now;
+};
+
 // The runs of stages of one warp, in the order of their use: at most a slot's, of one segment. Of
 // item `split` the first half; the item after it is the second half of the same.
 template <int Slot>
 struct Stream {
-  char* slot;  // + 16 lane
-  int other, item, end, split, step, segment, left, s;
-  const Segments* now;
+  char* slot;                          // + 16 lane
+  int other, left, s;                  // left: stages of the segment; 0: nothing is left at all
   const std::uint8_t *codes, *scales;  // + 16 lane
   ReadOnce once;
 
   // own: of this warp, [share * kMaxPieces].
   template <bool Chosen>
   __device__ __forceinline__ void locate(const GemvArgs& a, const Output* outputs,
-                                         const Segments* own) {
+                                         const Segments* own, Course& at) {
+    const int item = at.item, split = at.split;
     const TilePlace p = place_of<Chosen>(a, outputs, item < split ? item : split);
     const int lane = static_cast<int>(threadIdx.x) % 32;
-    now = own + share_of(item, split) * kMaxPieces;
+    const Segments* now = own + share_of(item, split) * kMaxPieces;
     const int first = now->begin;
     codes = p.out->codes + (p.at * a.stages + first) * kCodeBytes + lane * 16;
     scales = p.out->scales + p.at * a.groups * kScaleBytes + lane % 2 * 16;
-    s = first + lane / 2, segment = 0, left = now->end[0] - first;
+    s = first + lane / 2, left = now->end[0] - first;
+    at.segment = 0, at.now = now;
   }
   template <bool Chosen>
   __device__ __forceinline__ void bring(const GemvArgs& a, const Output* outputs,
-                                        const Segments* own) {
-    if (item < end) {
+                                        const Segments* own, Course& at) {
+    if (left > 0) {
       const int lane = static_cast<int>(threadIdx.x) % 32, stages = left < Slot ? left : Slot;
 #pragma unroll
       for (int j = 0; j < Slot; ++j)
@@ -161,11 +173,15 @@ struct Stream {
         copy_async16(slot + Slot * kCodeBytes, scales + (s >> a.group_shift) * kScaleBytes, once);
       codes += stages * kCodeBytes, s += stages, left -= stages;
       if (left == 0) {
-        if (++segment < now->count) {
+        const Segments* now = at.now;
+        const int segment = at.segment + 1;
+        if (segment < now->count) {
+          at.segment = segment;
           left = now->end[segment] - now->end[segment - 1];
         } else {
-          item += step;
-          if (item < end) locate<Chosen>(a, outputs, own);
+          const int item = at.item + at.step;
+          at.item = item;
+          if (item < at.end) locate<Chosen>(a, outputs, own, at);
         }
       }
     }
