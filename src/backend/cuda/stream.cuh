@@ -174,12 +174,12 @@ struct Stream {
       codes += stages * kCodeBytes, s += stages, left -= stages;
       if (left == 0) {
         const Segments* now = at.now;
-        const int segment = at.segment + 1;
+        const int segment = at.segment + 1, item = at.item + at.step;
+        warp_sync();  // all have read it; each lane writes the same
         if (segment < now->count) {
           at.segment = segment;
           left = now->end[segment] - now->end[segment - 1];
         } else {
-          const int item = at.item + at.step;
           at.item = item;
           if (item < at.end) locate<Chosen>(a, outputs, own, at);
         }
