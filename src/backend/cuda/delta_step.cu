@@ -59,7 +59,6 @@ __global__ void __launch_bounds__(32 * kWarps, 2)
   float* const outs = qk + kMaxRows * 2 * kDim;                 // [row][kDim]
   Row* const of_row = reinterpret_cast<Row*>(outs + kMaxRows * kDim);
   await_last();
-  let_next();
 
   float v = values[0];
   float2 gate[2] = {};
@@ -80,6 +79,7 @@ __global__ void __launch_bounds__(32 * kWarps, 2)
     for (int i = 0; i < 2; ++i) gate[i] = {silu(gate[i].x), silu(gate[i].y)};
   }
   block_sync();
+  let_next();  // not before: its weights would come in the way of what was just loaded
 
   float d = 0;
   const auto update = [&](const float* k) {
