@@ -1,5 +1,5 @@
 // down of a mixture's chosen experts and the sum over each token's slots, of up to 8 tokens: one
-// launch for gemv.cu's and mix's (moe.cu), with their bits.
+// launch for gemv.cuh's and mix's (moe.cu), with their bits.
 //
 // A block has 16 columns of y and does them for every task, so that all they are added from lies in
 // its own shared memory. A unit is a task and a piece of K; 16 warps take units by turns. A warp's
@@ -98,7 +98,7 @@ __global__ void __launch_bounds__(kRowThreads, Octets == 1 ? 2 : 1)
   for (int unit = warp; unit < count * kMaxPieces; unit += kRowWarps) {
     const Task& task = tasks[unit / kMaxPieces];
     const int piece = unit % kMaxPieces;
-    const uint4* x[Octets];  // as in gemv.cu
+    const uint4* x[Octets];  // as in gemv.cuh
     const RowMeta* y[Octets];
 #pragma unroll
     for (int o = 0; o < Octets; ++o) {

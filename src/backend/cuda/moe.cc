@@ -146,15 +146,7 @@ void CudaBackend::experts(const ExpertsArgs& a) {
 
   const std::int64_t width = matrix(a.gate).n, part = std::int64_t{kMaxPieces} * n;
   float* const act = grow("experts' act", rows * width);
-  float* const parts = grow("experts' pieces", rows * part);
-  float* shared_parts = parts + pairs * part;
   widen(a.gate, a.up, true, act, rows);
-  if (!together) {
-    shared_parts = grow("shared expert's pieces", m * part);
-    float* const shared_act = grow("shared expert's act", m * matrix(a.shared_gate).n);
-    widen(a.shared_gate, a.shared_up, false, shared_act, m);
-    narrow(a.shared_down, false, "rounded shared act", shared_act, m, shared_parts);
-  }
   if (together && (known[0] || known[1])) {
     const Matrix &w = matrix(a.down), &other = matrix(a.shared_down);
     const bool by_ids = known[1];
@@ -165,6 +157,14 @@ void CudaBackend::experts(const ExpertsArgs& a) {
     d.ids = a.ids, d.weights = a.weights, d.shared = a.shared;
     d.m = m, d.k = k, d.experts = count, d.int8 = a.activations == Activations::Int8, d.y = a.y;
     if (can_experts_down(q_, w, d)) return launch_experts_down(q_, d);
+  }
+  float* const parts = grow("experts' pieces", rows * part);
+  float* shared_parts = parts + pairs * part;
+  if (!together) {
+    shared_parts = grow("shared expert's pieces", m * part);
+    float* const shared_act = grow("shared expert's act", m * matrix(a.shared_gate).n);
+    widen(a.shared_gate, a.shared_up, false, shared_act, m);
+    narrow(a.shared_down, false, "rounded shared act", shared_act, m, shared_parts);
   }
   narrow(a.down, true, "rounded act", act, rows, parts);
   launch_mix(q_, {parts, shared_parts, a.ids, a.weights, a.shared, m, k, n, count, a.y});

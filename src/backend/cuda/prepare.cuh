@@ -88,7 +88,7 @@ struct Words {
 
 // `count` stages of a row by one warp: stage first + step i has this lane's columns `lane` (x) and
 // `lane + 32` (y) of 64 in v[i] -> 128 bytes and their meta. A lane divides for a stage.
-// Sums: of each chunk too, which only other kernels than gemv.cu ask for.
+// Sums: of each chunk too, which only other kernels than gemv ask for.
 template <int N, bool Sums>
 __device__ __forceinline__ void round_stages(const float2 (&v)[N], int count, int first, int step,
                                              int int8, Words to, RowMeta* meta) {

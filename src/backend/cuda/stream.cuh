@@ -1,4 +1,4 @@
-// What a launch of gemv.cu asks for, a warp's stream of weights through its two slots, and what a
+// What a launch of gemv.cuh asks for, a warp's stream of weights through its two slots, and what a
 // stage adds.
 #pragma once
 #include "backend/cuda/divider.h"

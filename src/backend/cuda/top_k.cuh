@@ -1,5 +1,5 @@
 // Choice of a token's experts by one warp, for the launch of its own (moe.cu) and for the last
-// block of the router's products (gemv.cu).
+// block of the router's products (gemv.cuh).
 #pragma once
 #include "backend/cuda/kernels.h"
 #include "backend/cuda/math.cuh"

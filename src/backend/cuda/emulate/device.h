@@ -10,7 +10,6 @@
 #define __device__
 #define __host__
 #define __forceinline__ inline
-#define __noinline__
 #define __launch_bounds__(...)
 #define __grid_constant__
 #define threadIdx (::nibble::emulate::place().thread)
