@@ -94,6 +94,10 @@ class Backend {
   virtual void add_rmsnorm_linear(const AddRmsNormLinearArgs& a) = 0;
   virtual void rope_cache(const RopeCacheArgs& a) = 0;
   virtual void attention(const AttentionArgs& a) = 0;
+  virtual void rope_attention(const RopeCacheArgs& rope, const AttentionArgs& a) {
+    check(rope, a);
+    rope_cache(rope), attention(a);
+  }
   virtual void causal_conv(const CausalConvArgs& a) = 0;
   virtual void delta_rule(const DeltaRuleArgs& a) = 0;
   virtual void gated_rmsnorm_linear(const GatedRmsNormLinearArgs& a) = 0;

@@ -121,8 +121,8 @@ class Decoder final : public Model {
   std::uint64_t scratch_bytes() const override { return kept_.scratch_bytes; }
 
  private:
-  // All that shapes a step, besides ids and places.
-  std::array<std::uint64_t, 9> step_key(const ForwardArgs& a) const {
+  // All that shapes a step, besides ids and which places they are.
+  std::array<std::uint64_t, 10> step_key(const ForwardArgs& a) const {
     std::int32_t longest = 0;
     for (const RowPlace& r : a.rows) longest = std::max(longest, r.position);
     const auto address = [](const void* p) { return reinterpret_cast<std::uintptr_t>(p); };
@@ -134,6 +134,7 @@ class Decoder final : public Model {
             address(a.logits),
             address(a.cache),
             address(a.delta),
+            own_slots(a.rows),
             address(a.top.values)};
   }
 

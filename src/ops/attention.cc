@@ -63,6 +63,24 @@ void check(const AttentionArgs& a) {
       "[attention] expected out apart from gate, got an alias");
 }
 
+void check(const RopeCacheArgs& rope, const AttentionArgs& a) {
+  check(rope), check(a);
+  require(a.q == rope.q_out && a.m == rope.m && a.heads == rope.heads && a.cache == rope.cache &&
+              a.layer == rope.layer && std::equal(a.rows, a.rows + a.m, rope.rows,
+                                                  [](RowPlace x, RowPlace y) {
+                                                    return x.slot == y.slot &&
+                                                           x.position == y.position;
+                                                  }),
+          "[rope_attention] expected attention of the rows that are rotated");
+}
+
+bool own_slots(std::span<const RowPlace> rows) {
+  for (std::size_t i = 1; i < rows.size(); ++i)
+    for (std::size_t j = 0; j < i; ++j)
+      if (rows[i].slot == rows[j].slot) return false;
+  return true;
+}
+
 void rope_reference(const float* x, std::int64_t head_dim, const float* norm, bool unit_offset,
                     double eps, const float* cos_sin, std::int64_t rotary, double* y) {
   double sum = 0;

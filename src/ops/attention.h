@@ -8,6 +8,8 @@
 //   q_out = rotated q; rotated k and raw v are stored in the cache at (slot, position).
 // attention, per row and query head j, kv head floor(j / (heads / kv_heads)):
 //   out_j = softmax(scale * q_j . k_t, t = 0..position) v_t      (* sigmoid(gate_j), when given)
+// rope_attention: the first, then the second on its q_out, rows, cache and layer; q_out need not be
+// written. Same bits.
 // Heads of q and gate may lie further apart than head_dim: a projection that interleaves them,
 // [query | gate] a head, is read where it lies.
 // The softmax runs over blocks of 64 positions inside splits of 512, both anchored at absolute
@@ -97,6 +99,10 @@ inline constexpr int kAttentionSplit = 512;  // positions
 
 void check(const RopeCacheArgs& a);
 void check(const AttentionArgs& a);
+void check(const RopeCacheArgs& rope, const AttentionArgs& a);  // of rope_attention()
+
+// No two rows are of one slot.
+bool own_slots(std::span<const RowPlace> rows);
 
 // One head of one row, in double: x [head_dim] -> y [head_dim]. norm may be null.
 void rope_reference(const float* x, std::int64_t head_dim, const float* norm, bool unit_offset,

@@ -75,6 +75,55 @@ TEST(Emulator, TellsOfABarrierThatNotAllReach) {
                  Error);
 }
 
+// Each block of a cluster gives its number to the one after it.
+TEST(Emulator, ShowsAMissingClusterBarrier) {
+  constexpr int kBlocks = 4;
+  const auto sum = [](bool barrier, int schedule) {
+    std::vector<float> y(2 * kBlocks);
+    run(
+        schedule, {2 * kBlocks}, 2, 16,
+        [&] {
+          const unsigned block = place().block.x;
+          auto* x = reinterpret_cast<float*>(shared_memory());
+          x[place().thread.x] = -1;
+          cluster_arrive(), cluster_wait();
+          if (place().thread.x == 0)
+            *static_cast<float*>(remote(x + 1, static_cast<int>((block + 1) % kBlocks))) =
+                static_cast<float>(block);
+          if (barrier) cluster_arrive(), cluster_wait();
+          if (place().thread.x == 1) y[block] = x[1];
+        },
+        kBlocks);
+    return y;
+  };
+  const std::vector<float> want = {3, 0, 1, 2, 7, 4, 5, 6};
+  bool wrong = false;
+  for (int s = 0; s < kSchedules; ++s) {
+    EXPECT_EQ(sum(true, s), want);
+    wrong = wrong || sum(false, s) != want;
+  }
+  EXPECT_TRUE(wrong);
+}
+
+TEST(Emulator, TellsOfABlockThatIsNotThere) {
+  const auto store = [](bool arrives, bool stays) {
+    run(
+        0, {2}, 1, 16,
+        [&] {
+          if (arrives) cluster_arrive(), cluster_wait();
+          if (place().block.x == 1 && !stays) return;
+          if (place().block.x == 0 && !stays) cluster_arrive(), cluster_wait();
+          remote(shared_memory(), 1 - static_cast<int>(place().block.x));
+          if (stays) cluster_arrive(), cluster_wait();
+        },
+        2);
+  };
+  store(true, true);
+  EXPECT_THROW(store(false, true), Error);
+  EXPECT_THROW(store(true, false), Error);
+  EXPECT_THROW(run(0, {3}, 1, 0, [] {}, 2), Error);
+}
+
 TEST(Emulator, PassesOnWhatAKernelThrows) {
   EXPECT_THROW(run(2, {3}, 64, 0, [] { fail("bad"); }), Error);
   int blocks = 0;

@@ -88,8 +88,7 @@ std::unique_ptr<KvCache> CudaBackend::make_kv_cache(const KvShape& shape) {
   return std::make_unique<CudaKvCache>(shape, q_);
 }
 
-void CudaBackend::rope_cache(const RopeCacheArgs& a) {
-  check(a);
+RopeArgs CudaBackend::rope_args(const RopeCacheArgs& a) {
   const auto& cache = static_cast<const CudaKvCache&>(*a.cache);
   RopeArgs r{};
   r.q = a.q, r.k = a.k, r.v = a.v, r.q_norm = a.q_norm, r.k_norm = a.k_norm;
@@ -99,18 +98,24 @@ void CudaBackend::rope_cache(const RopeCacheArgs& a) {
   r.q_pitch = static_cast<int>(a.q_pitch > 0 ? a.q_pitch : cache.shape().head_dim);
   r.rotary = static_cast<int>(a.rotary), r.rows = places(a.rows, a.m);
   r.cache = cache.layer(a.layer), r.q_out = a.q_out;
-  launch_rope_cache(q_, r);
+  return r;
 }
 
-void CudaBackend::attention(const AttentionArgs& a) {
-  check(a);
-  const auto& cache = static_cast<const CudaKvCache&>(*a.cache);
+namespace {
+
+// Without rows and what depends on them.
+AttendArgs common_args(const AttentionArgs& a, const KvLayer& cache) {
   AttendArgs r{};
   r.q = a.q, r.gate = a.gate, r.gate_pitch = static_cast<int>(a.gate_pitch);
   r.m = static_cast<int>(a.m), r.heads = static_cast<int>(a.heads), r.scale = a.scale;
-  r.cache = cache.layer(a.layer), r.out = a.out;
-  if (a.activations == Activations::Half && can_attend_half(q_, r.cache))
-    return attend_half(r, a.rows);
+  r.cache = cache, r.out = a.out;
+  return r;
+}
+
+}  // namespace
+
+AttendArgs CudaBackend::attend_args(const AttentionArgs& a, const KvLayer& cache) {
+  AttendArgs r = common_args(a, cache);
   r.rows = places(a.rows, a.m);
   std::int64_t longest = 0;
   for (std::int64_t i = 0; i < a.m; ++i)
@@ -119,10 +124,32 @@ void CudaBackend::attention(const AttentionArgs& a) {
   r.in_runs = a.m > kAttendRows;
   for (std::int64_t i = 1; i < a.m; ++i)
     r.in_runs = r.in_runs && (i % kAttendRows == 0 || a.rows[i].slot == a.rows[i - 1].slot);
-  r.parts = scratch<float>(
-      "attention splits",
-      static_cast<std::size_t>(a.m * a.heads * r.splits * (cache.shape().head_dim + 2)));
-  launch_attention(q_, r);
+  r.parts =
+      scratch<float>("attention splits",
+                     static_cast<std::size_t>(a.m * a.heads * r.splits * (cache.head_dim + 2)));
+  return r;
+}
+
+void CudaBackend::rope_cache(const RopeCacheArgs& a) {
+  check(a);
+  launch_rope_cache(q_, rope_args(a));
+}
+
+void CudaBackend::attention(const AttentionArgs& a) {
+  check(a);
+  const KvLayer cache = static_cast<const CudaKvCache&>(*a.cache).layer(a.layer);
+  if (a.activations == Activations::Half && can_attend_half(q_, cache))
+    return attend_half(common_args(a, cache), a.rows);
+  launch_attention(q_, attend_args(a, cache));
+}
+
+void CudaBackend::rope_attention(const RopeCacheArgs& rope, const AttentionArgs& a) {
+  check(rope, a);
+  const RopeArgs r = rope_args(rope);
+  if (a.activations == Activations::Half || !own_slots({a.rows, static_cast<std::size_t>(a.m)}) ||
+      !can_attend_step(q_, r))
+    return Backend::rope_attention(rope, a);
+  launch_attend_step(q_, {r, attend_args(a, r.cache), {}});
 }
 
 // In launches of up to 64 groups; a sequence's tiles are made in each that has rows of it.

@@ -6,6 +6,7 @@
 // rope_cache: a warp a head and row. attend: a block a split, query head and row: scores of the
 // whole split (a thread a position), weights of its blocks in order, then a thread an output dim.
 // Bytes: keys and values of the row's past, once a query head (heads of a group share them in L2).
+#include "backend/cuda/rope.cuh"
 #include "backend/cuda/split.cuh"
 
 namespace nibble::NIBBLE_CUDA_NS {
@@ -13,25 +14,6 @@ namespace {
 
 constexpr int kThreads = 256;
 static_assert(kThreads / kLanes == kSplit / kBlock);  // a warp a block
-
-// x [head_dim] in shared memory as int16; at(d) says where. Whole warp. Returns the scale.
-template <class At>
-__device__ __forceinline__ float store_fixed(const float* x, int n, std::int16_t* out, At&& at) {
-  const int lane = static_cast<int>(threadIdx.x);
-  int bits = 0;
-#pragma unroll 2
-  for (int d = lane; d < n; d += kLanes) {
-    const int b = float_bits(x[d]) & 0x7fffffff;
-    bits = b > bits ? b : bits;
-  }
-  const float largest = bits_float(warp_max(bits));
-  const bool tiny = largest < 1e-30f;
-  const float inv = tiny ? 0.0f : 32512.0f / largest;
-#pragma unroll 2
-  for (int d = lane; d < n; d += kLanes)
-    out[at(d)] = static_cast<std::int16_t>(round_int(cut(x[d] * inv, 32512.0f)));
-  return tiny ? 0.0f : largest / 32512.0f;
-}
 
 __global__ void __launch_bounds__(kLanes) rope_cache(const __grid_constant__ RopeArgs a) {
   start_next(), await_last();
@@ -72,25 +54,7 @@ __global__ void __launch_bounds__(kLanes) rope_cache(const __grid_constant__ Rop
     }
   }
   warp_sync();
-  if (norm != nullptr) {
-    float sum = 0;
-#pragma unroll 4
-    for (int d = lane % 16; d < hd; d += 16) sum = fmaf(y[d], y[d], sum);
-    sum = shuffle(add_sixteen(sum), 0);
-    const float inv = 1.0f / sqrtf(sum / static_cast<float>(hd) + a.eps);
-    warp_sync();  // all have read y
-#pragma unroll 2
-    for (int d = lane; d < hd; d += kLanes) y[d] = y[d] * inv * (weight[d] + a.offset);
-    warp_sync();
-  }
-  const int half = a.rotary / 2;
-#pragma unroll 1
-  for (int d = lane; d < half; d += kLanes) {
-    const float c = turn[2 * d], s = turn[2 * d + 1], p = y[d], q = y[d + half];
-    y[d] = p * c - q * s;
-    y[d + half] = q * c + p * s;
-  }
-  warp_sync();
+  turn_head(y, norm != nullptr ? weight : nullptr, a.offset, a.eps, hd, turn, a.rotary);
   if (query) {
 #pragma unroll 2
     for (int d = lane; d < hd; d += kLanes) a.q_out[at * hd + d] = y[d];
@@ -249,23 +213,46 @@ __global__ void __launch_bounds__(kThreads, 2) attend(const __grid_constant__ At
   }
 }
 
+// Splits in ascending order, a thread an output dim.
 __global__ void __launch_bounds__(kThreads) combine(const __grid_constant__ AttendArgs a) {
-  start_next(), await_last();
+  start_next();
   const int head = static_cast<int>(blockIdx.x), row = static_cast<int>(blockIdx.y),
-            hd = a.cache.head_dim;
-  const int splits = (a.rows[row].position + kSplit) / kSplit;
-  if (splits == 1) return;  // attend has finished it
+            hd = a.cache.head_dim, tid = static_cast<int>(threadIdx.x);
+  const int splits = (load_fresh(&a.rows[row].position) + kSplit) / kSplit;
+  await_last();
+  if (splits == 1) return;  // it is finished
   const std::int64_t at = static_cast<std::int64_t>(row) * a.heads + head;
   const std::int64_t pitch = hd + 2;
   const float* parts = a.parts + at * a.splits * pitch;
-  float top = parts[0], total = 0;
-  for (int i = 1; i < splits; ++i) top = parts[i * pitch] > top ? parts[i * pitch] : top;
-  for (int i = 0; i < splits; ++i)
-    total = fmaf(exp_cut(parts[i * pitch] - top), parts[i * pitch + 1], total);
-  for (int d = static_cast<int>(threadIdx.x); d < hd; d += kThreads) {
+  float* weight = reinterpret_cast<float*>(shared_memory());  // [splits], at first their tops
+  float* sum = weight + splits;                               // [splits]
+  constexpr int kRun = 8;
+  float x[kRun];
+  const auto load = [&](int from, int d) {
+#pragma unroll
+    for (int i = 0; i < kRun; ++i) x[i] = from + i < splits ? parts[(from + i) * pitch + 2 + d] : 0;
+#pragma unroll
+    for (int i = 0; i < kRun; ++i) hold(x[i]);
+  };
+  for (int i = tid; i < splits; i += kThreads)
+    weight[i] = parts[i * pitch], sum[i] = parts[i * pitch + 1];
+  if (tid < hd) load(0, tid);
+  block_sync();
+  float top = weight[0], total = 0;
+  for (int i = 1; i < splits; ++i) top = weight[i] > top ? weight[i] : top;
+  block_sync();
+  for (int i = tid; i < splits; i += kThreads) weight[i] = exp_cut(weight[i] - top);
+  block_sync();
+  for (int i = 0; i < splits; ++i) total = fmaf(weight[i], sum[i], total);
+  for (int d = tid; d < hd; d += kThreads) {
     float o = 0;
-    for (int i = 0; i < splits; ++i)
-      o = fmaf(exp_cut(parts[i * pitch] - top), parts[i * pitch + 2 + d], o);
+#pragma unroll 1
+    for (int from = 0; from < splits; from += kRun) {
+      if (from > 0 || d > tid) load(from, d);
+#pragma unroll
+      for (int i = 0; i < kRun; ++i)
+        if (from + i < splits) o = fmaf(weight[from + i], x[i], o);
+    }
     o = o / total;
     if (a.gate != nullptr) o = o * sigmoid(a.gate[at * a.gate_pitch + d]);
     a.out[at * hd + d] = o;
@@ -290,9 +277,12 @@ void launch_attention(const Queue& q, const AttendArgs& a) {
     launch_attend_rows(q, a);
   else
     launch(q, "attend", attend, grid, kThreads, shared, a);
-  if (a.splits > 1)
-    launch(q, "combine", combine, dim3{static_cast<unsigned>(a.heads), static_cast<unsigned>(a.m)},
-           kThreads, 0, a);
+  if (a.splits > 1) launch_combine(q, a);
+}
+
+void launch_combine(const Queue& q, const AttendArgs& a) {
+  launch(q, "combine", combine, dim3{static_cast<unsigned>(a.heads), static_cast<unsigned>(a.m)},
+         kThreads, 2 * sizeof(float) * static_cast<std::size_t>(a.splits), a);
 }
 
 }  // namespace nibble::NIBBLE_CUDA_NS

@@ -82,6 +82,7 @@ class CudaBackend final : public Backend {
   void add_rmsnorm_linear(const AddRmsNormLinearArgs& a) override;
   void rope_cache(const RopeCacheArgs& a) override;
   void attention(const AttentionArgs& a) override;
+  void rope_attention(const RopeCacheArgs& rope, const AttentionArgs& a) override;
   void causal_conv(const CausalConvArgs& a) override;
   void delta_rule(const DeltaRuleArgs& a) override;
   void gated_rmsnorm_linear(const GatedRmsNormLinearArgs& a) override;
@@ -124,6 +125,8 @@ class CudaBackend final : public Backend {
   // run(fused) launches a plan. guess: where nothing is known, and nothing can be measured now.
   using PlanKey = std::vector<std::int64_t>;
   bool is_fused_faster(const PlanKey& key, bool guess, const std::function<void(bool)>& run);
+  RopeArgs rope_args(const RopeCacheArgs& a);
+  AttendArgs attend_args(const AttentionArgs& a, const KvLayer& cache);
   void attend_half(const AttendArgs& a, const RowPlace* rows);
   static bool can_step(const DeltaState& state);  // delta_step() takes these heads
   void delta_step(const DeltaRuleLinearArgs& a, const Fixed& fixed);

@@ -24,23 +24,31 @@ enum class Begin { Early, Late, Stream, Wide };
 void check_launch(const char* kernel);
 void set_shared(const void* kernel, std::size_t bytes);
 
-// Puts kernel(args...) in the queue: `grid` blocks of `threads`, each with `shared` bytes.
+// Puts kernel(args...) in the queue: `grid` blocks of `threads`, each with `shared` bytes, in
+// clusters of `cluster` blocks, neighbours along x (above 1: q.clusters).
 template <Begin When = Begin::Early, class... P, class... A>
-void launch(const Queue& q, const char* name, void (*kernel)(P...), dim3 grid, unsigned threads,
-            std::size_t shared, const A&... args) {
+void launch_clusters(const Queue& q, const char* name, void (*kernel)(P...), unsigned cluster,
+                     dim3 grid, unsigned threads, std::size_t shared, const A&... args) {
   set_shared(reinterpret_cast<const void*>(kernel), shared);
   const bool stream = When == Begin::Stream || When == Begin::Wide,
              early = q.overlap && When != Begin::Late && (stream || !q.wide);
   // One of few blocks leaves multiprocessors empty: what comes next finds it no stream.
   q.stream_bytes = stream && static_cast<int>(grid.x) >= q.multiprocessors ? shared : 0;
   q.wide = When == Begin::Wide;
-  cudaLaunchAttribute overlap;
-  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  overlap.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchAttribute attributes[2];
+  unsigned count = 0;
+  if (early) {
+    attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[count++].val.programmaticStreamSerializationAllowed = 1;
+  }
+  if (cluster > 1) {
+    attributes[count].id = cudaLaunchAttributeClusterDimension;
+    attributes[count++].val.clusterDim = {cluster, 1, 1};
+  }
   cudaLaunchConfig_t c{};
   c.gridDim = grid, c.blockDim = threads, c.dynamicSmemBytes = shared;
   c.stream = static_cast<cudaStream_t>(q.stream);
-  c.attrs = &overlap, c.numAttrs = early ? 1 : 0;
+  c.attrs = attributes, c.numAttrs = count;
   cudaLaunchKernelEx(&c, kernel, args...);
   check_launch(name);
   trace_launch(name, grid, threads);
@@ -49,12 +57,17 @@ void launch(const Queue& q, const char* name, void (*kernel)(P...), dim3 grid, u
 void submit(const Queue& q, std::function<void()> f);  // runs it, or records it
 
 template <Begin When = Begin::Early, class... P, class... A>
-void launch(const Queue& q, const char*, void (*kernel)(P...), dim3 grid, unsigned threads,
-            std::size_t shared, const A&... args) {
+void launch_clusters(const Queue& q, const char*, void (*kernel)(P...), unsigned cluster, dim3 grid,
+                     unsigned threads, std::size_t shared, const A&... args) {
   submit(q, [=, schedule = q.schedule] {
-    emulate::run(schedule, grid, threads, shared, [&] { kernel(args...); });
+    emulate::run(schedule, grid, threads, shared, [&] { kernel(args...); }, cluster);
   });
 }
 #endif
+template <Begin When = Begin::Early, class... P, class... A>
+void launch(const Queue& q, const char* name, void (*kernel)(P...), dim3 grid, unsigned threads,
+            std::size_t shared, const A&... args) {
+  launch_clusters<When>(q, name, kernel, 1, grid, threads, shared, args...);
+}
 
 }  // namespace nibble::NIBBLE_CUDA_NS

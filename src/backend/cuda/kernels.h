@@ -210,6 +210,17 @@ struct AttendArgs {
   bool in_runs;  // rows 8 i .. 8 i + 7 are of one sequence
 };
 void launch_attention(const Queue& q, const AttendArgs& a);
+void launch_combine(const Queue& q, const AttendArgs& a);  // its last part
+
+// Both in one launch (attention_step.cu), for up to kMaxRows rows of different sequences. Of `rope`
+// q_out, and of `attend` q, rows and cache, are not looked at.
+struct AttendStepArgs {
+  RopeArgs rope;
+  AttendArgs attend;
+  Divider by_head_dim;
+};
+bool can_attend_step(const Queue& q, const RopeArgs& a);
+void launch_attend_step(const Queue& q, const AttendStepArgs& a);
 inline constexpr int kAttendRows = 8;
 void launch_attend_rows(const Queue& q, const AttendArgs& a);  // its part where rows are in runs
 

@@ -2,11 +2,11 @@
 // attention.cu and attention_rows.cu both do with them.
 #pragma once
 #include "backend/cuda/kernels.h"
-#include "backend/cuda/math.cuh"
+#include "backend/cuda/rope.cuh"
 
 namespace nibble::NIBBLE_CUDA_NS {
 
-inline constexpr int kBlock = 64, kSplit = 512, kLanes = 32;
+inline constexpr int kBlock = 64, kSplit = 512;
 
 __device__ __forceinline__ std::int64_t vector_index(const KvLayer& c, const Place& p, int head) {
   return (static_cast<std::int64_t>(p.slot) * c.kv_heads + head) * c.positions + p.position;

@@ -83,6 +83,11 @@ inline void spin(int) {}
 inline int load_fresh(const int* p) { return *p; }
 inline float load_fresh(const float* p) { return *p; }
 inline void fence() {}
+inline void cluster_arrive() { emulate::cluster_arrive(); }
+inline void cluster_wait() { emulate::cluster_wait(); }
+inline void store_remote(float* at, int rank, float x) {
+  std::memcpy(emulate::remote(at, rank), &x, sizeof x);
+}
 inline int atomic_add(int* p, int x) {
   const int old = *p;
   *p += x;

@@ -56,6 +56,9 @@ struct Barrier {
     arrived = 0, ++generation;
     return true;
   }
+  void leave() {
+    if (--expected > 0 && arrived == expected) arrived = 0, ++generation;
+  }
 };
 
 struct Warp {
@@ -77,6 +80,7 @@ struct Thread {
   void* sp = nullptr;
   char* stack = nullptr;
   void* fake_stack = nullptr;                // AddressSanitizer's
+  std::uint64_t cluster_phase = 0;           // of the cluster's barrier when it arrived
   const std::uint64_t* waits_for = nullptr;  // a generation ...
   std::uint64_t passed = 0;                  // ... that must be past this
   bool done = false;
@@ -85,7 +89,16 @@ struct Thread {
   bool can_run() const { return !done && (waits_for == nullptr || *waits_for != passed); }
 };
 
+struct Cluster {
+  Barrier barrier;
+  std::vector<struct Block*> blocks;  // null: has left
+};
+
 struct Block {
+  std::shared_ptr<Cluster> cluster;
+  unsigned rank = 0;
+  std::size_t bytes = 0;
+  bool in_cluster = false;  // a thread has arrived at the cluster's barrier
   std::vector<Thread> threads;
   std::vector<Warp> warps;
   Barrier barrier;
@@ -148,8 +161,8 @@ void entry() {
   }
   Thread* t = now;
   t->done = true, --t->block->left;
-  Barrier& b = t->block->barrier;  // a thread that has left counts as arrived
-  if (--b.expected > 0 && b.arrived == b.expected) b.arrived = 0, ++b.generation;
+  for (Barrier* b : {&t->block->barrier, &t->block->cluster->barrier})
+    b->leave();  // counts as arrived
   to_scheduler(true);
 }
 
@@ -166,7 +179,11 @@ void start(Thread& t) {
   std::memset(t.sp, 0, 6 * sizeof(void*));
 }
 
-void start(Block& b, Dim grid, Dim at, unsigned threads, std::size_t shared) {
+void start(Block& b, Dim grid, Dim at, unsigned threads, std::size_t shared,
+           const std::shared_ptr<Cluster>& cluster) {
+  b.cluster = cluster, b.rank = static_cast<unsigned>(cluster->blocks.size()), b.bytes = shared;
+  cluster->blocks.push_back(&b);
+  cluster->barrier.expected += static_cast<int>(threads);
   b.threads = std::vector<Thread>(threads);
   b.warps = std::vector<Warp>((threads + kLanes - 1) / kLanes);
   b.barrier = {static_cast<int>(threads)};
@@ -214,22 +231,25 @@ bool advance(Block& b, bool shuffled, std::mt19937_64& rng) {
 }
 
 void finish(Block& b) {
+  b.cluster->blocks[b.rank] = nullptr;
   for (Thread& t : b.threads) free_stacks.push_back(t.stack);
 }
 
 }  // namespace
 
 void run(int schedule, Dim grid, unsigned threads, std::size_t shared,
-         const std::function<void()>& body) {
+         const std::function<void()>& body, unsigned cluster) {
   require(now == nullptr && threads > 0 && threads <= 1024 && grid.x > 0 && grid.y > 0 &&
               grid.z > 0 && grid.y < 65536 && grid.z < 65536,
           "emulator: a launch of {} x {} x {} blocks of {} threads is refused", grid.x, grid.y,
           grid.z, threads);
+  require(cluster > 0 && grid.x % cluster == 0, "emulator: {} blocks are no clusters of {}", grid.x,
+          cluster);
   require(shared <= 232448, "emulator: {} bytes of shared memory are too many", shared);
   const bool shuffled = schedule > 1;
   std::mt19937_64 rng(static_cast<std::uint64_t>(schedule));
-  const std::size_t blocks = static_cast<std::size_t>(grid.x) * grid.y * grid.z;
-  std::vector<std::size_t> order(blocks);
+  const std::size_t clusters = static_cast<std::size_t>(grid.x) / cluster * grid.y * grid.z;
+  std::vector<std::size_t> order(clusters);
   std::iota(order.begin(), order.end(), std::size_t{0});
   if (schedule == 1) std::reverse(order.begin(), order.end());
   if (shuffled) std::shuffle(order.begin(), order.end(), rng);
@@ -237,14 +257,17 @@ void run(int schedule, Dim grid, unsigned threads, std::size_t shared,
   std::deque<std::unique_ptr<Block>> resident;
   std::size_t next = 0;
   bool stuck = false;
-  while (!failure && !stuck && (next < blocks || !resident.empty())) {
-    while (next < blocks && resident.size() < (shuffled ? 4u : 1u)) {
-      const std::size_t i = order[next++];
-      resident.push_back(std::make_unique<Block>());
-      start(*resident.back(), grid,
-            {static_cast<unsigned>(i % grid.x), static_cast<unsigned>(i / grid.x % grid.y),
-             static_cast<unsigned>(i / grid.x / grid.y)},
-            threads, shared);
+  while (!failure && !stuck && (next < clusters || !resident.empty())) {
+    while (next < clusters && resident.size() < (shuffled ? 4u : 1u)) {
+      const auto of = std::make_shared<Cluster>();
+      for (std::size_t i = order[next] * cluster; i < (order[next] + 1) * cluster; ++i) {
+        resident.push_back(std::make_unique<Block>());
+        start(*resident.back(), grid,
+              {static_cast<unsigned>(i % grid.x), static_cast<unsigned>(i / grid.x % grid.y),
+               static_cast<unsigned>(i / grid.x / grid.y)},
+              threads, shared, of);
+      }
+      ++next;
     }
     stuck = true;
     for (std::size_t i = 0; i < resident.size() && !failure;) {
@@ -273,6 +296,29 @@ const Place& place() { return now->place; }
 char* shared_memory() { return now->block->shared; }
 void block_sync() { wait(now->block->barrier); }
 void warp_sync() { wait(now->warp->barrier); }
+
+void cluster_arrive() {
+  Barrier& b = now->block->cluster->barrier;
+  now->block->in_cluster = true, now->cluster_phase = b.generation;
+  b.arrive();
+}
+void cluster_wait() {
+  const std::uint64_t& phase = now->block->cluster->barrier.generation;
+  if (phase != now->cluster_phase) return;
+  now->waits_for = &phase, now->passed = phase;
+  to_scheduler(false);
+  now->waits_for = nullptr;
+}
+void* remote(const void* at, int rank) {
+  const auto& blocks = now->block->cluster->blocks;
+  Block* to = static_cast<std::size_t>(rank) < blocks.size() ? blocks[static_cast<std::size_t>(rank)]
+                                                             : nullptr;
+  const std::ptrdiff_t offset = static_cast<const char*>(at) - now->block->shared;
+  require(to != nullptr && to->in_cluster && to->left > 0 && offset >= 0 &&
+              static_cast<std::size_t>(offset) < to->bytes,
+          "emulator: block {} of a cluster is not there to be stored to", rank);
+  return to->shared + offset;
+}
 
 // The phase, above two times 16 bits: how many end it, how many are to come.
 void barrier_init(void* barrier, int count) {

@@ -18,9 +18,9 @@ struct Dim {
 // Calls body() on every thread of every block. schedule 0: one block after the other, ascending; 1:
 // descending; others: a shuffle of its own, with up to 4 blocks side by side, whose warps and lanes
 // take turns at random. Throws Error when threads wait for ever (a barrier that not all reach), and
-// what body() throws.
+// what body() throws. cluster: so many neighbours along x lie side by side.
 void run(int schedule, Dim grid, unsigned threads, std::size_t shared,
-         const std::function<void()>& body);
+         const std::function<void()>& body, unsigned cluster = 1);
 
 // Of the thread that runs.
 struct Place {
@@ -30,6 +30,11 @@ const Place& place();
 char* shared_memory();
 void block_sync();
 void warp_sync();
+void cluster_arrive();
+void cluster_wait();
+// Where `at`, in this block's shared memory, lies in that of block `rank` of its cluster. Throws
+// Error where that one has not arrived yet or has left.
+void* remote(const void* at, int rank);
 // 8 bytes of shared memory: a phase ends when `count` have arrived.
 void barrier_init(void* barrier, int count);
 void barrier_arrive(void* barrier);

@@ -32,6 +32,7 @@ Queue open_queue() {
           .shared_limit = 232448,
           .shared_total = 233472,
           .ahead = 32 << 10,
+          .clusters = true,
           .warpgroups = true};
 }
 void close_queue(Queue&) {}

@@ -59,6 +59,28 @@ __device__ __forceinline__ void spin(int cycles) {
 // For what may be read before await_last(): past the first cache, which may hold an older value.
 __device__ __forceinline__ int load_fresh(const int* p) { return __ldcg(p); }
 __device__ __forceinline__ float load_fresh(const float* p) { return __ldcg(p); }
+// Of a cluster's blocks (Hopper on; every thread, in turn): what was stored before arriving, in any
+// block's shared memory, is there for all after waiting. A block's memory may be stored to once it
+// has arrived, and until it leaves.
+__device__ __forceinline__ void cluster_arrive() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void cluster_wait() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+#endif
+}
+// *at = x in the memory of block `rank` of the cluster, where `at` is in this one's.
+__device__ __forceinline__ void store_remote(float* at, int rank, float x) {
+#if __CUDA_ARCH__ >= 900
+  const auto here = static_cast<std::uint32_t>(__cvta_generic_to_shared(at));
+  std::uint32_t there;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(here), "r"(rank));
+  asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(there), "f"(x) : "memory");
+#endif
+}
 // What this thread, and its block before a block_sync(), wrote is there for all before what it
 // writes or adds next is; and what it reads next is no older than what it has read.
 __device__ __forceinline__ void fence() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
