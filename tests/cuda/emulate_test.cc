@@ -92,6 +92,7 @@ TEST(Emulator, ShowsAMissingClusterBarrier) {
                 static_cast<float>(block);
           if (barrier) cluster_arrive(), cluster_wait();
           if (place().thread.x == 1) y[block] = x[1];
+          cluster_arrive(), cluster_wait();  // nobody leaves before it is given its number
         },
         kBlocks);
     return y;

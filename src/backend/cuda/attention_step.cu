@@ -10,7 +10,7 @@
 namespace nibble::NIBBLE_CUDA_NS {
 namespace {
 
-constexpr int kCluster = kSplit / kBlock, kThreads = 128, kWarps = kThreads / kLanes;
+constexpr int kCluster = kSplit / kBlock, kThreads = 256, kWarps = kThreads / kLanes;
 static_assert(2 * kLanes == kBlock);
 
 // In shared memory, all of it a multiple of 16 bytes.
@@ -21,9 +21,10 @@ struct Room {
   float* norms;        // [2][head_dim], of queries, of keys
   float* turn;         // [rotary]
   float* value_scale;  // [512]
-  float* most;         // [group][8], by block
+  float* most;         // [group][8][2], by half a block
   float* shrink;       // [group][8], by block
   float* end;          // [group][2]: sum, top
+  float* gate;         // [group][head_dim / 8]
   std::int16_t* value; // [head_dim], the new one
   float* key_scale;    // of the new one
   std::size_t bytes;
@@ -36,8 +37,8 @@ __device__ __host__ inline Room room(char* at, int group, int hd, int rotary) {
   };
   take(r.tile, kBlock * hd), take(r.score, group * kSplit), take(r.heads, (group + 2) * hd);
   take(r.norms, 2 * hd), take(r.turn, rotary), take(r.value_scale, kSplit);
-  take(r.most, group * kCluster), take(r.shrink, group * kCluster), take(r.end, group * 2);
-  take(r.value, hd), take(r.key_scale, 1);
+  take(r.most, 2 * group * kCluster), take(r.shrink, group * kCluster), take(r.end, group * 2);
+  take(r.gate, group * hd / kCluster), take(r.value, hd), take(r.key_scale, 1);
   return r;
 }
 
@@ -49,36 +50,27 @@ __device__ __forceinline__ float2 two_floats(std::uint32_t word) {
                      bits_float(static_cast<int>((w >> 16) | high)) - bias);
 }
 
-// Scores of two heads, q and q + pitch, on positions lane and lane + 32 of the tile.
-__device__ __forceinline__ void score_two(const Room& r, const float* q, int pitch, int hd,
-                                          float (&s)[2][2]) {
-  const uint4* key = reinterpret_cast<const uint4*>(r.tile) + threadIdx.x % kLanes;
-#pragma unroll 2
+// Scores of two heads, q and q + pitch, on a position of the tile.
+__device__ __forceinline__ float2 score_two(const std::int16_t* tile, int position, const float* q,
+                                            int pitch, int hd) {
+  const uint4* key = reinterpret_cast<const uint4*>(tile) + position;
+  float2 s{0, 0};
+#pragma unroll 4
   for (int d = 0; d < hd; d += 8) {
-    float k[2][8], x[2][8];
+    const uint4 v = key[d / 8 * kBlock];
+    const std::uint32_t words[4] = {v.x, v.y, v.z, v.w};
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const uint4 v = key[d / 8 * kBlock + i * kLanes];
-      const std::uint32_t words[4] = {v.x, v.y, v.z, v.w};
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        const float2 two = two_floats(words[j]);
-        k[i][2 * j] = two.x, k[i][2 * j + 1] = two.y;
-      }
-#pragma unroll
-      for (int j = 0; j < 2; ++j) {
-        const float4 four = *reinterpret_cast<const float4*>(q + i * pitch + d + 4 * j);
-        x[i][4 * j] = four.x, x[i][4 * j + 1] = four.y;
-        x[i][4 * j + 2] = four.z, x[i][4 * j + 3] = four.w;
-      }
+      const float2 k[2] = {two_floats(words[2 * i]), two_floats(words[2 * i + 1])};
+      const float4 a = *reinterpret_cast<const float4*>(q + d + 4 * i),
+                   b = *reinterpret_cast<const float4*>(q + pitch + d + 4 * i);
+      s.x = fmaf(a.x, k[0].x, s.x), s.y = fmaf(b.x, k[0].x, s.y);
+      s.x = fmaf(a.y, k[0].y, s.x), s.y = fmaf(b.y, k[0].y, s.y);
+      s.x = fmaf(a.z, k[1].x, s.x), s.y = fmaf(b.z, k[1].x, s.y);
+      s.x = fmaf(a.w, k[1].y, s.x), s.y = fmaf(b.w, k[1].y, s.y);
     }
-#pragma unroll
-    for (int j = 0; j < 8; ++j)
-#pragma unroll
-      for (int h = 0; h < 2; ++h)
-#pragma unroll
-        for (int i = 0; i < 2; ++i) s[h][i] = fmaf(x[h][j], k[i][j], s[h][i]);
   }
+  return s;
 }
 
 // attend()'s softmax of a head over the blocks of a split. Whole warp.
@@ -90,7 +82,8 @@ __device__ __forceinline__ void soften_head(const Room& r, int g, int blocks) {
 #pragma unroll
   for (int b = 0; b < kCluster; ++b) {
     if (b >= blocks) break;
-    const float most = r.most[g * kCluster + b], next = most > now ? most : now;
+    const float* halves = r.most + (g * kCluster + b) * 2;
+    const float most = max_or(halves[0], halves[1]), next = most > now ? most : now;
     less[b] = now == none ? 0.0f : exp_cut(now - next);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
@@ -176,59 +169,37 @@ __global__ void __launch_bounds__(kThreads, 3)
   if (tid == 0 && here > 0) prefetch(values + from * hd, here * hd * 2);
   for (int i = tid; i < old; i += kThreads)
     r.value_scale[i] = load_fresh(c.value_scales + first + i);
-  float of_key[2];
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    const int p = lane + i * kLanes;
-    of_key[i] = p < here ? load_fresh(c.key_scales + first + from + p) : 0.0f;
-  }
+  // In the scores a warp takes half of the block's positions and every fourth pair of heads.
+  const int half = warp / 4, in_block = half * kLanes + lane;
+  const float of_key = in_block < here ? load_fresh(c.key_scales + first + from + in_block) : 0.0f;
   for (int d = tid; d < hd; d += kThreads) {
     if (a.q_norm != nullptr) r.norms[d] = a.q_norm[d];
     if (a.k_norm != nullptr) r.norms[hd + d] = a.k_norm[d];
   }
   const float* cos_sin = a.cos_sin + static_cast<std::int64_t>(row) * a.rotary;
   for (int d = tid; d < a.rotary; d += kThreads) r.turn[d] = load_fresh(cos_sin + d);
+  block_sync();  // weights, cosines and sines are there
   await_last();
 
   const bool scores = from < count;                       // this block has positions
   const bool owner = own >= 0 && own / kBlock == block;  // of the row's own position
   const std::int64_t head = static_cast<std::int64_t>(row) * a.heads + kv * group;
   const std::int64_t kv_at = (static_cast<std::int64_t>(row) * c.kv_heads + kv) * hd;
-  {
-    constexpr int kRun = 16;  // loads under way
-    const int vectors = group + (own >= 0 ? 2 : 0);
-#pragma unroll 1
-    for (int at = tid; at < vectors * hd; at += kRun * kThreads) {
-      float x[kRun] = {};
-#pragma unroll
-      for (int j = 0; j < kRun; ++j) {
-        const int i = at + j * kThreads;
-        if (i >= vectors * hd) break;
-        const int v = args.by_head_dim.of(i), d = i - v * hd;
-        x[j] = v < group    ? a.q[(head + v) * a.q_pitch + d]
-               : v == group ? a.k[kv_at + d]
-                            : a.v[kv_at + d];
-      }
-#pragma unroll
-      for (int j = 0; j < kRun; ++j) hold(x[j]);
-#pragma unroll
-      for (int j = 0; j < kRun; ++j) {
-        const int i = at + j * kThreads;
-        if (i < vectors * hd) r.heads[i] = x[j];
-      }
-    }
-  }
-  block_sync();
+  const float* gate = place.position < kSplit ? of.gate : nullptr;
+  for (int i = tid; gate != nullptr && i < group * width; i += kThreads)
+    r.gate[i] = gate[(head + i / width) * of.gate_pitch + block * width + i % width];
   const std::int64_t own_at = first + own;
 #pragma unroll 1
   for (int v = warp; v < group + 2; v += kWarps) {
     float* y = r.heads + v * hd;
+    if (v < group ? !scores : own < 0 || (v == group && !owner)) continue;
+    load_head(v < group    ? a.q + (head + v) * a.q_pitch
+              : v == group ? a.k + kv_at
+                           : a.v + kv_at,
+              hd, y);
     if (v < group) {
-      if (scores)
-        turn_head(y, a.q_norm != nullptr ? r.norms : nullptr, a.offset, a.eps, hd, r.turn,
-                  a.rotary);
+      turn_head(y, a.q_norm != nullptr ? r.norms : nullptr, a.offset, a.eps, hd, r.turn, a.rotary);
     } else if (v == group) {
-      if (!owner) continue;
       turn_head(y, a.k_norm != nullptr ? r.norms + hd : nullptr, a.offset, a.eps, hd, r.turn,
                 a.rotary);
       auto* kept = static_cast<std::int16_t*>(c.keys) + (first - begin) * hd;
@@ -239,7 +210,7 @@ __global__ void __launch_bounds__(kThreads, 3)
       for (int d = lane; d < hd; d += kLanes)
         kept[key_index(c, place.position, d)] = r.tile[at(d)];
       if (lane == 0) c.key_scales[own_at] = *r.key_scale = scale;
-    } else if (own >= 0) {
+    } else {
       const float scale = store_fixed(y, hd, r.value, [](int d) { return d; });
       if (lane == 0) r.value_scale[own] = scale;
       if (!owner) continue;
@@ -256,26 +227,20 @@ __global__ void __launch_bounds__(kThreads, 3)
 
   const float none = bits_float(static_cast<int>(0xff800000u));
 #pragma unroll 1
-  for (int g = 2 * warp; scores && g < group; g += 2 * kWarps) {
-    const int more = g + 1 < group ? 1 : 0;
-    float s[2][2] = {};
-    score_two(r, r.heads + g * hd, more * hd, hd, s);
+  for (int g = 2 * (warp % 4); scores && g < group; g += 8) {
+    const int pair = g + 1 < group ? 2 : 1, p = from + in_block;
+    const float2 two = score_two(r.tile, in_block, r.heads + g * hd, (pair - 1) * hd, hd);
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      if (h > more) break;
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const int p = from + lane + i * kLanes;
-        const float scale = of.scale * (p == own ? *r.key_scale : of_key[i]);
-        s[h][i] = p < count ? s[h][i] * scale + 0.0f : none;
-      }
-      float m = max_or(s[h][0], s[h][1]);
+      if (h >= pair) break;
+      const float scale = of.scale * (p == own ? *r.key_scale : of_key);
+      const float s = p < count ? (h == 0 ? two.x : two.y) * scale + 0.0f : none;
+      float m = s;
       for (int n = 16; n > 0; n /= 2) m = max_or(m, shuffle_xor(m, n));
-      float* to = r.score + (g + h) * kSplit + from + lane;
 #pragma unroll
-      for (int to_block = 0; to_block < kCluster; ++to_block) {
-        store_remote(to, to_block, s[h][0]), store_remote(to + kLanes, to_block, s[h][1]);
-        if (lane == to_block) store_remote(r.most + (g + h) * kCluster + block, to_block, m);
+      for (int to = 0; to < kCluster; ++to) {
+        store_remote(r.score + (g + h) * kSplit + p, to, s);
+        if (lane == to) store_remote(r.most + ((g + h) * kCluster + block) * 2 + half, to, m);
       }
     }
   }
@@ -284,7 +249,7 @@ __global__ void __launch_bounds__(kThreads, 3)
   const int pieces = width / 8;
 #pragma unroll 4
   for (int i = tid; i < old * pieces; i += kThreads) {
-    const int p = i / pieces, piece = i % pieces;
+    const int p = args.by_pieces.of(i), piece = i - p * pieces;
     copy_async16(r.tile + p * width + piece * 8, values + p * hd + block * width + piece * 8);
   }
   copy_async_commit();
@@ -300,8 +265,11 @@ __global__ void __launch_bounds__(kThreads, 3)
     const int g = i / (width / 2), d = i % (width / 2) * 2;
     const float2 o = sum_up(r, g, d, width, count);
     const int at = block * width + d;
-    finish(of, head + g, place.position, split, at, o.x, r.end[2 * g], r.end[2 * g + 1]);
-    finish(of, head + g, place.position, split, at + 1, o.y, r.end[2 * g], r.end[2 * g + 1]);
+    const float* gates = gate != nullptr ? r.gate + g * width + d : nullptr;
+#pragma unroll
+    for (int n = 0; n < 2; ++n)
+      finish(of, head + g, place.position, split, at + n, n == 0 ? o.x : o.y, r.end[2 * g],
+             r.end[2 * g + 1], gates != nullptr ? gates + n : nullptr);
   }
 }
 
@@ -316,7 +284,7 @@ bool can_attend_step(const Queue& q, const RopeArgs& a) {
 void launch_attend_step(const Queue& q, const AttendStepArgs& of) {
   AttendStepArgs a = of;
   const KvLayer& c = a.rope.cache;
-  a.by_head_dim = divider(c.head_dim);
+  a.by_pieces = divider(c.head_dim / kCluster / 8);
   const dim3 grid{static_cast<unsigned>(kCluster * a.attend.splits),
                   static_cast<unsigned>(c.kv_heads), static_cast<unsigned>(a.rope.m)};
   launch_clusters(q, "attend_step", attend_step, kCluster, grid, kThreads,

@@ -95,9 +95,11 @@ __device__ __forceinline__ void soften(float* score, int pitch, int blocks,
   if (lane == 0) *sums = sum, *top = now;
 }
 
-// Dim d of a row and head (at: row * heads + head) is summed up over a split.
+// Dim d of a row and head (at: row * heads + head) is summed up over a split. gate: where its own
+// is, or null.
 __device__ __forceinline__ void finish(const AttendArgs& a, std::int64_t at, int position,
-                                       int split, int d, float o, float sum, float top) {
+                                       int split, int d, float o, float sum, float top,
+                                       const float* gate) {
   const int hd = a.cache.head_dim;
   if (position >= kSplit) {  // there are others to combine it with
     float* part = a.parts + (at * a.splits + split) * (hd + 2);
@@ -106,8 +108,14 @@ __device__ __forceinline__ void finish(const AttendArgs& a, std::int64_t at, int
     return;
   }
   o = fmaf(1.0f, o, 0.0f) / sum;
-  if (a.gate != nullptr) o = o * sigmoid(a.gate[at * a.gate_pitch + d]);
+  if (gate != nullptr) o = o * sigmoid(*gate);
   a.out[at * hd + d] = o;
+}
+
+__device__ __forceinline__ void finish(const AttendArgs& a, std::int64_t at, int position,
+                                       int split, int d, float o, float sum, float top) {
+  finish(a, at, position, split, d, o, sum, top,
+         a.gate != nullptr ? a.gate + at * a.gate_pitch + d : nullptr);
 }
 
 }  // namespace nibble::NIBBLE_CUDA_NS
