@@ -11,17 +11,18 @@ namespace nibble::NIBBLE_CUDA_NS {
 namespace {
 
 constexpr int kCluster = kSplit / kBlock, kThreads = 256, kWarps = kThreads / kLanes;
+constexpr int kScores = kSplit + 4;  // from a head's scores to the next: other banks
 static_assert(2 * kLanes == kBlock);
 
 // In shared memory, all of it a multiple of 16 bytes.
 struct Room {
   std::int16_t* tile;  // [head_dim / 8][64][8] keys, then [512][head_dim / 8] values
-  float* score;        // [group][512], later weights
+  float* score;        // [group][kScores], later weights
   float* heads;        // [group + 2][head_dim]: queries, the new key, the new value
   float* norms;        // [2][head_dim], of queries, of keys
   float* turn;         // [rotary]
   float* value_scale;  // [512]
-  float* most;         // [group][8][2], by half a block
+  float* most;         // [group][8], by block
   float* shrink;       // [group][8], by block
   float* end;          // [group][2]: sum, top
   float* gate;         // [group][head_dim / 8]
@@ -35,9 +36,9 @@ __device__ __host__ inline Room room(char* at, int group, int hd, int rotary) {
     p = reinterpret_cast<std::remove_reference_t<decltype(p)>>(at + r.bytes);
     r.bytes += (static_cast<std::size_t>(n) * sizeof *p + 15) / 16 * 16;
   };
-  take(r.tile, kBlock * hd), take(r.score, group * kSplit), take(r.heads, (group + 2) * hd);
+  take(r.tile, kBlock * hd), take(r.score, group * kScores), take(r.heads, (group + 2) * hd);
   take(r.norms, 2 * hd), take(r.turn, rotary), take(r.value_scale, kSplit);
-  take(r.most, 2 * group * kCluster), take(r.shrink, group * kCluster), take(r.end, group * 2);
+  take(r.most, group * kCluster), take(r.shrink, group * kCluster), take(r.end, group * 2);
   take(r.gate, group * hd / kCluster), take(r.value, hd), take(r.key_scale, 1);
   return r;
 }
@@ -46,50 +47,60 @@ __device__ __host__ inline Room room(char* at, int group, int hd, int rotary) {
 __device__ __forceinline__ float2 two_floats(std::uint32_t word) {
   const std::uint32_t w = word ^ 0x80008000u, high = 0x4b000000u;
   const float bias = 8421376.0f;
-  return make_float2(bits_float(static_cast<int>((w & 0xffffu) | high)) - bias,
+  return make_float2(bits_float(static_cast<int>(and_or(w, 0xffffu, high))) - bias,
                      bits_float(static_cast<int>((w >> 16) | high)) - bias);
 }
 
-// Scores of two heads, q and q + pitch, on a position of the tile.
-__device__ __forceinline__ float2 score_two(const std::int16_t* tile, int position, const float* q,
-                                            int pitch, int hd) {
-  const uint4* key = reinterpret_cast<const uint4*>(tile) + position;
-  float2 s{0, 0};
+// Scores of two heads, q and q + pitch, on positions lane and lane + 32 of the tile: [head][i].
+__device__ __forceinline__ void score_two(const std::int16_t* tile, const float* q, int pitch,
+                                          int hd, float (&s)[2][2]) {
+  const uint4* key = reinterpret_cast<const uint4*>(tile) + threadIdx.x % kLanes;
 #pragma unroll 4
   for (int d = 0; d < hd; d += 8) {
-    const uint4 v = key[d / 8 * kBlock];
-    const std::uint32_t words[4] = {v.x, v.y, v.z, v.w};
+    const uint4 v[2] = {key[d / 8 * kBlock], key[d / 8 * kBlock + kLanes]};
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const float2 k[2] = {two_floats(words[2 * i]), two_floats(words[2 * i + 1])};
+    for (int i = 0; i < 2; ++i) {  // four dims
       const float4 a = *reinterpret_cast<const float4*>(q + d + 4 * i),
                    b = *reinterpret_cast<const float4*>(q + pitch + d + 4 * i);
-      s.x = fmaf(a.x, k[0].x, s.x), s.y = fmaf(b.x, k[0].x, s.y);
-      s.x = fmaf(a.y, k[0].y, s.x), s.y = fmaf(b.y, k[0].y, s.y);
-      s.x = fmaf(a.z, k[1].x, s.x), s.y = fmaf(b.z, k[1].x, s.y);
-      s.x = fmaf(a.w, k[1].y, s.x), s.y = fmaf(b.w, k[1].y, s.y);
+#pragma unroll
+      for (int p = 0; p < 2; ++p) {
+        const float2 k = two_floats(i == 0 ? v[p].x : v[p].z),
+                     l = two_floats(i == 0 ? v[p].y : v[p].w);
+        s[0][p] = fmaf(a.x, k.x, s[0][p]), s[1][p] = fmaf(b.x, k.x, s[1][p]);
+        s[0][p] = fmaf(a.y, k.y, s[0][p]), s[1][p] = fmaf(b.y, k.y, s[1][p]);
+        s[0][p] = fmaf(a.z, l.x, s[0][p]), s[1][p] = fmaf(b.z, l.x, s[1][p]);
+        s[0][p] = fmaf(a.w, l.y, s[0][p]), s[1][p] = fmaf(b.w, l.y, s[1][p]);
+      }
     }
   }
-  return s;
 }
 
 // attend()'s softmax of a head over the blocks of a split. Whole warp.
 __device__ __forceinline__ void soften_head(const Room& r, int g, int blocks) {
   const int lane = static_cast<int>(threadIdx.x) % kLanes;
   const float none = bits_float(static_cast<int>(0xff800000u));
-  float* score = r.score + g * kSplit;
-  float now = none, sum = 0, e[kCluster][2], less[kCluster];
+  float* score = r.score + g * kScores + lane;
+  float most[kCluster], x[kCluster][2], scale[kCluster][2], less[kCluster];
+#pragma unroll
+  for (int b = 0; b < kCluster; ++b) {  // no load waits for another
+    if (b >= blocks) break;
+    most[b] = r.most[g * kCluster + b];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int p = b * kBlock + i * kLanes;
+      x[b][i] = score[p], scale[b][i] = r.value_scale[p + lane];
+    }
+  }
+  float now = none, sum = 0;
 #pragma unroll
   for (int b = 0; b < kCluster; ++b) {
     if (b >= blocks) break;
-    const float* halves = r.most + (g * kCluster + b) * 2;
-    const float most = max_or(halves[0], halves[1]), next = most > now ? most : now;
+    const float next = most[b] > now ? most[b] : now;
     less[b] = now == none ? 0.0f : exp_cut(now - next);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const int p = b * kBlock + i * kLanes + lane;
-      e[b][i] = exp_cut(score[p] - next);
-      score[p] = e[b][i] * r.value_scale[p];
+      x[b][i] = exp_cut(x[b][i] - next);
+      score[b * kBlock + i * kLanes] = x[b][i] * scale[b][i];
     }
     if (lane == 0) r.shrink[g * kCluster + b] = less[b];
     now = next;
@@ -100,7 +111,7 @@ __device__ __forceinline__ void soften_head(const Room& r, int g, int blocks) {
     if (b >= blocks) break;
     sum = sum * less[b];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) sum = sum + shuffle(e[b][i / 2], i % 2 * 16 + lane % 16);
+    for (int i = 0; i < 4; ++i) sum = sum + shuffle(x[b][i / 2], i % 2 * 16 + lane % 16);
   }
   sum = add_sixteen(sum);
   if (lane == 0) r.end[2 * g] = sum, r.end[2 * g + 1] = now;
@@ -109,41 +120,69 @@ __device__ __forceinline__ void soften_head(const Room& r, int g, int blocks) {
 // Dims d and d + 1 of the block's eighth, of a head, over `count` positions.
 __device__ __forceinline__ float2 sum_up(const Room& r, int g, int d, int width, int count) {
   float2 o{0, 0};
-  const auto add = [&](float w, std::uint32_t word) {
-    const float2 v = two_floats(word);
-    o.x = fmaf(w, v.x, o.x), o.y = fmaf(w, v.y, o.y);
-  };
   const std::uint32_t* v = reinterpret_cast<const std::uint32_t*>(r.tile + d);
+  const float* w = r.score + g * kScores;
   const int pitch = width / 2;
-#pragma unroll 1
-  for (int begin = 0; begin < count; begin += kBlock) {
-    const float less = r.shrink[g * kCluster + begin / kBlock];
+  constexpr int kRun = 8;
+  const auto shrink = [&](int at) {
+    if (at % kBlock != 0) return;
+    const float less = r.shrink[g * kCluster + at / kBlock];
     o.x = o.x * less, o.y = o.y * less;
-    const float* w = r.score + g * kSplit + begin;
-    const int n = count - begin < kBlock ? count - begin : kBlock;
-    int p = 0;
-#pragma unroll 4
-    for (; p + 4 <= n; p += 4) {
-      const float4 four = *reinterpret_cast<const float4*>(w + p);
-      const std::uint32_t* at = v + (begin + p) * pitch;
-      add(four.x, at[0]), add(four.y, at[pitch]);
-      add(four.z, at[2 * pitch]), add(four.w, at[3 * pitch]);
-    }
+  };
+  // A run is loaded while the one before it is added.
+  std::uint32_t x[2][kRun];
+  float4 four[2][kRun / 4];
+  const auto load = [&](int to, int at) {
+#pragma unroll
+    for (int i = 0; i < kRun; ++i) x[to][i] = v[(at + i) * pitch];
+#pragma unroll
+    for (int i = 0; i < kRun / 4; ++i) four[to][i] = reinterpret_cast<const float4*>(w + at)[i];
+  };
+  const int even = count / kRun * kRun;
+  if (even > 0) load(0, 0);
 #pragma unroll 1
-    for (; p < n; ++p) add(w[p], v[(begin + p) * pitch]);
+  for (int begin = 0; begin < even; begin += 2 * kRun) {
+#pragma unroll
+    for (int n = 0; n < 2; ++n) {
+      const int at = begin + n * kRun;
+      if (at >= even) break;
+      load(1 - n, at + kRun < even ? at + kRun : at);
+      shrink(at);
+      float2 f[kRun];
+#pragma unroll
+      for (int i = 0; i < kRun; ++i) {
+        f[i] = two_floats(x[n][i]);
+        hold(f[i].x), hold(f[i].y);
+      }
+#pragma unroll
+      for (int i = 0; i < kRun / 4; ++i) {
+        const float of[4] = {four[n][i].x, four[n][i].y, four[n][i].z, four[n][i].w};
+#pragma unroll
+        for (int j = 0; j < 4; ++j)
+          o.x = fmaf(of[j], f[4 * i + j].x, o.x), o.y = fmaf(of[j], f[4 * i + j].y, o.y);
+      }
+    }
+  }
+#pragma unroll 1
+  for (int p = even; p < count; ++p) {
+    shrink(p);
+    const float2 f = two_floats(v[p * pitch]);
+    o.x = fmaf(w[p], f.x, o.x), o.y = fmaf(w[p], f.y, o.y);
   }
   return o;
 }
 
+// Dim: head_dim, or 0: any.
+template <int Dim>
 __global__ void __launch_bounds__(kThreads, 3)
     attend_step(const __grid_constant__ AttendStepArgs args) {
   start_next();
   const RopeArgs& a = args.rope;
   const AttendArgs& of = args.attend;
   const KvLayer& c = a.cache;
-  const int hd = c.head_dim, group = a.heads / c.kv_heads, width = hd / kCluster,
+  const int hd = Dim > 0 ? Dim : c.head_dim, group = a.heads / c.kv_heads, width = hd / kCluster,
             block = static_cast<int>(blockIdx.x) % kCluster,
-            split = static_cast<int>(blockIdx.x) / kCluster, kv = static_cast<int>(blockIdx.y),
+            kv = static_cast<int>(blockIdx.x) / kCluster, split = static_cast<int>(blockIdx.y),
             row = static_cast<int>(blockIdx.z), tid = static_cast<int>(threadIdx.x),
             lane = tid % kLanes, warp = tid / kLanes;
   // They come by a copy, which no launch overlaps.
@@ -169,9 +208,12 @@ __global__ void __launch_bounds__(kThreads, 3)
   if (tid == 0 && here > 0) prefetch(values + from * hd, here * hd * 2);
   for (int i = tid; i < old; i += kThreads)
     r.value_scale[i] = load_fresh(c.value_scales + first + i);
-  // In the scores a warp takes half of the block's positions and every fourth pair of heads.
-  const int half = warp / 4, in_block = half * kLanes + lane;
-  const float of_key = in_block < here ? load_fresh(c.key_scales + first + from + in_block) : 0.0f;
+  float of_key[2];
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const int p = lane + i * kLanes;
+    of_key[i] = p < here ? load_fresh(c.key_scales + first + from + p) : 0.0f;
+  }
   for (int d = tid; d < hd; d += kThreads) {
     if (a.q_norm != nullptr) r.norms[d] = a.q_norm[d];
     if (a.k_norm != nullptr) r.norms[hd + d] = a.k_norm[d];
@@ -227,20 +269,26 @@ __global__ void __launch_bounds__(kThreads, 3)
 
   const float none = bits_float(static_cast<int>(0xff800000u));
 #pragma unroll 1
-  for (int g = 2 * (warp % 4); scores && g < group; g += 8) {
-    const int pair = g + 1 < group ? 2 : 1, p = from + in_block;
-    const float2 two = score_two(r.tile, in_block, r.heads + g * hd, (pair - 1) * hd, hd);
+  for (int g = 2 * warp; scores && g < group; g += 2 * kWarps) {
+    const int pair = g + 1 < group ? 2 : 1;
+    float s[2][2] = {};
+    score_two(r.tile, r.heads + g * hd, (pair - 1) * hd, hd, s);
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       if (h >= pair) break;
-      const float scale = of.scale * (p == own ? *r.key_scale : of_key);
-      const float s = p < count ? (h == 0 ? two.x : two.y) * scale + 0.0f : none;
-      float m = s;
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const int p = from + lane + i * kLanes;
+        const float scale = of.scale * (p == own ? *r.key_scale : of_key[i]);
+        s[h][i] = p < count ? s[h][i] * scale + 0.0f : none;
+      }
+      float m = max_or(s[h][0], s[h][1]);
       for (int n = 16; n > 0; n /= 2) m = max_or(m, shuffle_xor(m, n));
+      float* at = r.score + (g + h) * kScores + from + lane;
 #pragma unroll
       for (int to = 0; to < kCluster; ++to) {
-        store_remote(r.score + (g + h) * kSplit + p, to, s);
-        if (lane == to) store_remote(r.most + ((g + h) * kCluster + block) * 2 + half, to, m);
+        store_remote(at, to, s[h][0]), store_remote(at + kLanes, to, s[h][1]);
+        if (lane == to) store_remote(r.most + (g + h) * kCluster + block, to, m);
       }
     }
   }
@@ -285,9 +333,10 @@ void launch_attend_step(const Queue& q, const AttendStepArgs& of) {
   AttendStepArgs a = of;
   const KvLayer& c = a.rope.cache;
   a.by_pieces = divider(c.head_dim / kCluster / 8);
-  const dim3 grid{static_cast<unsigned>(kCluster * a.attend.splits),
-                  static_cast<unsigned>(c.kv_heads), static_cast<unsigned>(a.rope.m)};
-  launch_clusters(q, "attend_step", attend_step, kCluster, grid, kThreads,
+  // The last splits, which are short, come last.
+  const dim3 grid{static_cast<unsigned>(kCluster * c.kv_heads),
+                  static_cast<unsigned>(a.attend.splits), static_cast<unsigned>(a.rope.m)};
+  launch_clusters(q, "attend_step", c.head_dim == 256 ? attend_step<256> : attend_step<0>, kCluster, grid, kThreads,
                   room(nullptr, a.rope.heads / c.kv_heads, c.head_dim, a.rope.rotary).bytes, a);
   if (a.attend.splits > 1) launch_combine(q, a.attend);
 }
