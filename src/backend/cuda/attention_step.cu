@@ -55,7 +55,7 @@ __device__ __forceinline__ float2 two_floats(std::uint32_t word) {
 __device__ __forceinline__ void score_two(const std::int16_t* tile, const float* q, int pitch,
                                           int hd, float (&s)[2][2]) {
   const uint4* key = reinterpret_cast<const uint4*>(tile) + threadIdx.x % kLanes;
-#pragma unroll 4
+#pragma unroll 2
   for (int d = 0; d < hd; d += 8) {
     const uint4 v[2] = {key[d / 8 * kBlock], key[d / 8 * kBlock + kLanes]};
 #pragma unroll
@@ -75,43 +75,43 @@ __device__ __forceinline__ void score_two(const std::int16_t* tile, const float*
   }
 }
 
-// attend()'s softmax of a head over the blocks of a split. Whole warp.
+// attend()'s softmax of a head over the blocks of a split. Whole warp. By two blocks; one past the
+// last changes nothing. (Code that runs once takes its time to come: it is kept short.)
 __device__ __forceinline__ void soften_head(const Room& r, int g, int blocks) {
   const int lane = static_cast<int>(threadIdx.x) % kLanes;
   const float none = bits_float(static_cast<int>(0xff800000u));
   float* score = r.score + g * kScores + lane;
-  float most[kCluster], x[kCluster][2], scale[kCluster][2], less[kCluster];
-#pragma unroll
-  for (int b = 0; b < kCluster; ++b) {  // no load waits for another
-    if (b >= blocks) break;
-    most[b] = r.most[g * kCluster + b];
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int p = b * kBlock + i * kLanes;
-      x[b][i] = score[p], scale[b][i] = r.value_scale[p + lane];
-    }
-  }
   float now = none, sum = 0;
+#pragma unroll 1
+  for (int first = 0; first < blocks; first += 2) {
+    float e[2][2], less[2];
 #pragma unroll
-  for (int b = 0; b < kCluster; ++b) {
-    if (b >= blocks) break;
-    const float next = most[b] > now ? most[b] : now;
-    less[b] = now == none ? 0.0f : exp_cut(now - next);
+    for (int n = 0; n < 2; ++n) {
+      const int b = first + n;
+      const float most = b < blocks ? r.most[g * kCluster + b] : none,
+                  next = most > now ? most : now;
+      less[n] = now == none ? 0.0f : exp_cut(now - next);
+      now = next;
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      x[b][i] = exp_cut(x[b][i] - next);
-      score[b * kBlock + i * kLanes] = x[b][i] * scale[b][i];
+      for (int i = 0; i < 2; ++i) {
+        const int p = b * kBlock + i * kLanes;
+        e[n][i] = exp_cut((b < blocks ? score[p] : none) - next);
+      }
     }
-    if (lane == 0) r.shrink[g * kCluster + b] = less[b];
-    now = next;
-  }
-  // Lane l adds positions l, l + 16, ... of a block; lanes 16.. do the same.
 #pragma unroll
-  for (int b = 0; b < kCluster; ++b) {
-    if (b >= blocks) break;
-    sum = sum * less[b];
+    for (int n = 0; n < 2; ++n) {
+      const int b = first + n;
+      if (lane == 0) r.shrink[g * kCluster + b] = less[n];
+      sum = sum * less[n];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) sum = sum + shuffle(x[b][i / 2], i % 2 * 16 + lane % 16);
+      for (int i = 0; i < 4; ++i)  // lane l adds positions l, l + 16, ...; lanes 16.. do the same
+        sum = sum + shuffle(e[n][i / 2], i % 2 * 16 + lane % 16);
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const int p = b * kBlock + i * kLanes;
+        score[p] = e[n][i] * r.value_scale[p + lane];
+      }
+    }
   }
   sum = add_sixteen(sum);
   if (lane == 0) r.end[2 * g] = sum, r.end[2 * g + 1] = now;
@@ -204,64 +204,82 @@ __global__ void __launch_bounds__(kThreads, 3)
 #pragma unroll 4
   for (int i = tid; i < kBlock * hd / 8; i += kThreads)
     if (i % kBlock < here) copy_async16(r.tile + i * 8, keys + i * 8);
+  for (int i = tid; i < old / 4; i += kThreads)
+    copy_async16(r.value_scale + 4 * i, c.value_scales + first + 4 * i);
   copy_async_commit();
   if (tid == 0 && here > 0) prefetch(values + from * hd, here * hd * 2);
-  for (int i = tid; i < old; i += kThreads)
-    r.value_scale[i] = load_fresh(c.value_scales + first + i);
-  float of_key[2];
+  float of_key[2], rest = 0;
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     const int p = lane + i * kLanes;
     of_key[i] = p < here ? load_fresh(c.key_scales + first + from + p) : 0.0f;
   }
-  for (int d = tid; d < hd; d += kThreads) {
-    if (a.q_norm != nullptr) r.norms[d] = a.q_norm[d];
-    if (a.k_norm != nullptr) r.norms[hd + d] = a.k_norm[d];
-  }
+  const int last = old / 4 * 4 + tid;
+  if (last < old) rest = load_fresh(c.value_scales + first + last);
   const float* cos_sin = a.cos_sin + static_cast<std::int64_t>(row) * a.rotary;
-  for (int d = tid; d < a.rotary; d += kThreads) r.turn[d] = load_fresh(cos_sin + d);
-  block_sync();  // weights, cosines and sines are there
+#pragma unroll 1
+  for (int d = tid; d < hd; d += kThreads) {
+    float q = a.q_norm != nullptr ? a.q_norm[d] : 0, k = a.k_norm != nullptr ? a.k_norm[d] : 0,
+          t = d < a.rotary ? load_fresh(cos_sin + d) : 0;
+    hold(q), hold(k), hold(t);
+    r.norms[d] = q, r.norms[hd + d] = k;
+    if (d < a.rotary) r.turn[d] = t;
+  }
+  if (last < old) r.value_scale[last] = rest;
   await_last();
 
   const bool scores = from < count;                       // this block has positions
   const bool owner = own >= 0 && own / kBlock == block;  // of the row's own position
   const std::int64_t head = static_cast<std::int64_t>(row) * a.heads + kv * group;
   const std::int64_t kv_at = (static_cast<std::int64_t>(row) * c.kv_heads + kv) * hd;
+  const int vectors = own >= 0 ? group + 2 : group;  // the key and the value behind the queries
+  constexpr int kRun = 10;                           // loads under way
+#pragma unroll 1
+  for (int at = tid; at < vectors * hd; at += kRun * kThreads) {
+    float x[kRun] = {};
+#pragma unroll
+    for (int j = 0; j < kRun; ++j) {
+      const int i = at + j * kThreads, v = i / hd, d = i % hd;
+      if (i < vectors * hd)
+        x[j] = *(v < group    ? a.q + (head + v) * a.q_pitch + d
+                 : v == group ? a.k + kv_at + d
+                              : a.v + kv_at + d);
+    }
+#pragma unroll
+    for (int j = 0; j < kRun; ++j) hold(x[j]);
+#pragma unroll
+    for (int j = 0; j < kRun; ++j)
+      if (at + j * kThreads < vectors * hd) r.heads[at + j * kThreads] = x[j];
+  }
   const float* gate = place.position < kSplit ? of.gate : nullptr;
   for (int i = tid; gate != nullptr && i < group * width; i += kThreads)
     r.gate[i] = gate[(head + i / width) * of.gate_pitch + block * width + i % width];
+  block_sync();
   const std::int64_t own_at = first + own;
 #pragma unroll 1
-  for (int v = warp; v < group + 2; v += kWarps) {
+  for (int v = warp; v < vectors; v += kWarps) {
     float* y = r.heads + v * hd;
-    if (v < group ? !scores : own < 0 || (v == group && !owner)) continue;
-    load_head(v < group    ? a.q + (head + v) * a.q_pitch
-              : v == group ? a.k + kv_at
-                           : a.v + kv_at,
-              hd, y);
-    if (v < group) {
-      turn_head(y, a.q_norm != nullptr ? r.norms : nullptr, a.offset, a.eps, hd, r.turn, a.rotary);
-    } else if (v == group) {
-      turn_head(y, a.k_norm != nullptr ? r.norms + hd : nullptr, a.offset, a.eps, hd, r.turn,
-                a.rotary);
-      auto* kept = static_cast<std::int16_t*>(c.keys) + (first - begin) * hd;
-      const auto at = [&](int d) { return (d / 8 * kBlock + own % kBlock) * 8 + d % 8; };
-      const float scale = store_fixed(y, hd, r.tile, at);
-      warp_sync();
-#pragma unroll 2
-      for (int d = lane; d < hd; d += kLanes)
-        kept[key_index(c, place.position, d)] = r.tile[at(d)];
-      if (lane == 0) c.key_scales[own_at] = *r.key_scale = scale;
-    } else {
-      const float scale = store_fixed(y, hd, r.value, [](int d) { return d; });
-      if (lane == 0) r.value_scale[own] = scale;
-      if (!owner) continue;
-      warp_sync();
-      auto* kept = static_cast<std::int16_t*>(c.values) + own_at * hd;
-#pragma unroll 2
-      for (int d = lane; d < hd; d += kLanes) kept[d] = r.value[d];
-      if (lane == 0) c.value_scales[own_at] = scale;
+    const bool key = v == group, value = v > group;
+    if (key ? !owner : !value && !scores) continue;
+    if (!value) {
+      const float* norm = key ? a.k_norm : a.q_norm;
+      turn_head(y, norm != nullptr ? r.norms + (key ? hd : 0) : nullptr, a.offset, a.eps, hd,
+                r.turn, a.rotary);
+      if (!key) continue;
     }
+    // In shared memory the key is one of the tile's, and the value lies apart.
+    std::int16_t* const near = key ? r.tile + own % kBlock * 8 : r.value;
+    const int step = key ? kBlock * 8 : 8;
+    const auto at = [&](int d) { return d / 8 * step + d % 8; };
+    const float scale = store_fixed(y, hd, near, at);
+    if (lane == 0) *(key ? r.key_scale : r.value_scale + own) = scale;
+    if (!owner) continue;
+    warp_sync();
+    auto* far = static_cast<std::int16_t*>(key ? c.keys : c.values) +
+                (key ? (first - begin) * hd + key_index(c, place.position, 0) : own_at * hd);
+#pragma unroll 2
+    for (int d = lane; d < hd; d += kLanes) far[at(d)] = near[at(d)];
+    if (lane == 0) (key ? c.key_scales : c.value_scales)[own_at] = scale;
   }
   copy_async_wait<0>();
   block_sync();
@@ -273,23 +291,37 @@ __global__ void __launch_bounds__(kThreads, 3)
     const int pair = g + 1 < group ? 2 : 1;
     float s[2][2] = {};
     score_two(r.tile, r.heads + g * hd, (pair - 1) * hd, hd, s);
+    float most[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int p = from + lane + i * kLanes;
+      const float scale = of.scale * (p == own ? *r.key_scale : of_key[i]);
+#pragma unroll
+      for (int h = 0; h < 2; ++h) s[h][i] = p < count ? s[h][i] * scale + 0.0f : none;
+    }
+#pragma unroll
+    for (int h = 0; h < 2; ++h) most[h] = max_or(s[h][0], s[h][1]);
+#pragma unroll
+    for (int n = 16; n > 0; n /= 2)
+#pragma unroll
+      for (int h = 0; h < 2; ++h) most[h] = max_or(most[h], shuffle_xor(most[h], n));
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       if (h >= pair) break;
+      float* at = r.score + (g + h) * kScores + from;
+      at[lane] = s[h][0], at[lane + kLanes] = s[h][1];
+      if (lane < kCluster) store_remote(r.most + (g + h) * kCluster + block, lane, most[h]);
+    }
+    warp_sync();
+    // Half a warp gives a head's 64 scores to one of the others.
+    const int other = lane / 16, piece = lane % 16 * 4;
+#pragma unroll 1
+    for (int h = 0; h < pair; ++h) {
+      float* at = r.score + (g + h) * kScores + from + piece;
+      const float4 four = *reinterpret_cast<const float4*>(at);
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const int p = from + lane + i * kLanes;
-        const float scale = of.scale * (p == own ? *r.key_scale : of_key[i]);
-        s[h][i] = p < count ? s[h][i] * scale + 0.0f : none;
-      }
-      float m = max_or(s[h][0], s[h][1]);
-      for (int n = 16; n > 0; n /= 2) m = max_or(m, shuffle_xor(m, n));
-      float* at = r.score + (g + h) * kScores + from + lane;
-#pragma unroll
-      for (int to = 0; to < kCluster; ++to) {
-        store_remote(at, to, s[h][0]), store_remote(at + kLanes, to, s[h][1]);
-        if (lane == to) store_remote(r.most + (g + h) * kCluster + block, to, m);
-      }
+      for (int to = 0; to < kCluster; to += 2)
+        if (to + other != block) store_remote(at, to + other, four);
     }
   }
   cluster_arrive();

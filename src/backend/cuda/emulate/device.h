@@ -85,7 +85,8 @@ inline float load_fresh(const float* p) { return *p; }
 inline void fence() {}
 inline void cluster_arrive() { emulate::cluster_arrive(); }
 inline void cluster_wait() { emulate::cluster_wait(); }
-inline void store_remote(float* at, int rank, float x) {
+template <class T>
+inline void store_remote(float* at, int rank, const T& x) {
   std::memcpy(emulate::remote(at, rank), &x, sizeof x);
 }
 inline int atomic_add(int* p, int x) {

@@ -73,12 +73,24 @@ __device__ __forceinline__ void cluster_wait() {
 #endif
 }
 // *at = x in the memory of block `rank` of the cluster, where `at` is in this one's.
+__device__ __forceinline__ std::uint32_t remote(const float* at, int rank) {
+  const auto here = static_cast<std::uint32_t>(__cvta_generic_to_shared(at));
+  std::uint32_t there = here;
+#if __CUDA_ARCH__ >= 900
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(here), "r"(rank));
+#endif
+  return there;
+}
 __device__ __forceinline__ void store_remote(float* at, int rank, float x) {
 #if __CUDA_ARCH__ >= 900
-  const auto here = static_cast<std::uint32_t>(__cvta_generic_to_shared(at));
-  std::uint32_t there;
-  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(here), "r"(rank));
-  asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(there), "f"(x) : "memory");
+  asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(remote(at, rank)), "f"(x) : "memory");
+#endif
+}
+__device__ __forceinline__ void store_remote(float* at, int rank, const float4& x) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("st.shared::cluster.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(remote(at, rank)),
+               "f"(x.x), "f"(x.y), "f"(x.z), "f"(x.w)
+               : "memory");
 #endif
 }
 // What this thread, and its block before a block_sync(), wrote is there for all before what it
