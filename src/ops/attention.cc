@@ -66,11 +66,11 @@ void check(const AttentionArgs& a) {
 void check(const RopeCacheArgs& rope, const AttentionArgs& a) {
   check(rope), check(a);
   require(a.q == rope.q_out && a.m == rope.m && a.heads == rope.heads && a.cache == rope.cache &&
-              a.layer == rope.layer && std::equal(a.rows, a.rows + a.m, rope.rows,
-                                                  [](RowPlace x, RowPlace y) {
-                                                    return x.slot == y.slot &&
-                                                           x.position == y.position;
-                                                  }),
+              a.layer == rope.layer &&
+              std::equal(a.rows, a.rows + a.m, rope.rows,
+                         [](RowPlace x, RowPlace y) {
+                           return x.slot == y.slot && x.position == y.position;
+                         }),
           "[rope_attention] expected attention of the rows that are rotated");
 }
 

@@ -122,7 +122,9 @@ TEST(Emulator, TellsOfABlockThatIsNotThere) {
   store(true, true);
   EXPECT_THROW(store(false, true), Error);
   EXPECT_THROW(store(true, false), Error);
-  EXPECT_THROW(run(0, {3}, 1, 0, [] {}, 2), Error);
+  EXPECT_THROW(run(
+                   0, {3}, 1, 0, [] {}, 2),
+               Error);
 }
 
 TEST(Emulator, PassesOnWhatAKernelThrows) {

@@ -43,8 +43,7 @@ Result run(Backend& b, const Case& c, bool together) {
     const auto random = [&](std::int64_t n, unsigned of) {
       return random_floats(static_cast<std::size_t>(n), 10 * seed + of);
     };
-    Buffer q(b, random(m * c.heads * pitch, 1)), k(b, random(m * kw, 2)),
-        v(b, random(m * kw, 3));
+    Buffer q(b, random(m * c.heads * pitch, 1)), k(b, random(m * kw, 2)), v(b, random(m * kw, 3));
     Buffer q_out(b, static_cast<std::size_t>(m * c.heads * c.head_dim)),
         out(b, static_cast<std::size_t>(m * c.heads * c.head_dim));
     std::vector<float> cs = random(m * c.rotary, 5);
@@ -143,12 +142,8 @@ TEST(RopeAttention, RefusesOtherRows) {
                            .rows = &row,
                            .cache = cache.get(),
                            .q_out = y.data()};
-  AttentionArgs a{.q = y.data(),
-                  .m = 1,
-                  .heads = 1,
-                  .rows = &other,
-                  .cache = cache.get(),
-                  .out = z.data()};
+  AttentionArgs a{
+      .q = y.data(), .m = 1, .heads = 1, .rows = &other, .cache = cache.get(), .out = z.data()};
   EXPECT_THROW(b.rope_attention(rope, a), Error);
   a.rows = &row;
   b.rope_attention(rope, a);

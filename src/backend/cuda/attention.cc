@@ -103,6 +103,8 @@ RopeArgs CudaBackend::rope_args(const RopeCacheArgs& a) {
 
 namespace {
 
+constexpr std::int64_t kStepRows = 4;
+
 // Without rows and what depends on them.
 AttendArgs common_args(const AttentionArgs& a, const KvLayer& cache) {
   AttendArgs r{};
@@ -124,9 +126,8 @@ AttendArgs CudaBackend::attend_args(const AttentionArgs& a, const KvLayer& cache
   r.in_runs = a.m > kAttendRows;
   for (std::int64_t i = 1; i < a.m; ++i)
     r.in_runs = r.in_runs && (i % kAttendRows == 0 || a.rows[i].slot == a.rows[i - 1].slot);
-  r.parts =
-      scratch<float>("attention splits",
-                     static_cast<std::size_t>(a.m * a.heads * r.splits * (cache.head_dim + 2)));
+  r.parts = scratch<float>("attention splits", static_cast<std::size_t>(a.m * a.heads * r.splits *
+                                                                        (cache.head_dim + 2)));
   return r;
 }
 
@@ -146,10 +147,13 @@ void CudaBackend::attention(const AttentionArgs& a) {
 void CudaBackend::rope_attention(const RopeCacheArgs& rope, const AttentionArgs& a) {
   check(rope, a);
   const RopeArgs r = rope_args(rope);
-  if (a.activations == Activations::Half || !own_slots({a.rows, static_cast<std::size_t>(a.m)}) ||
-      !can_attend_step(q_, r))
+  const auto is_long = [](const RowPlace& p) { return p.position >= kAttentionSplit; };
+  // Measured: many rows with short pasts fill the device without clusters.
+  const bool pays = a.m <= kStepRows || std::any_of(a.rows, a.rows + a.m, is_long);
+  if (a.activations == Activations::Half || !pays ||
+      !own_slots({a.rows, static_cast<std::size_t>(a.m)}) || !can_attend_step(q_, r))
     return Backend::rope_attention(rope, a);
-  launch_attend_step(q_, {r, attend_args(a, r.cache), {}});
+  launch_attend_step(q_, {r, attend_args(a, r.cache)});
 }
 
 // In launches of up to 64 groups; a sequence's tiles are made in each that has rows of it.

@@ -16,18 +16,18 @@ static_assert(2 * kLanes == kBlock);
 
 // In shared memory, all of it a multiple of 16 bytes.
 struct Room {
-  std::int16_t* tile;  // [head_dim / 8][64][8] keys, then [512][head_dim / 8] values
-  float* score;        // [group][kScores], later weights
-  float* heads;        // [group + 2][head_dim]: queries, the new key, the new value
-  float* norms;        // [2][head_dim], of queries, of keys
-  float* turn;         // [rotary]
-  float* value_scale;  // [512]
-  float* most;         // [group][8], by block
-  float* shrink;       // [group][8], by block
-  float* end;          // [group][2]: sum, top
-  float* gate;         // [group][head_dim / 8]
-  std::int16_t* value; // [head_dim], the new one
-  float* key_scale;    // of the new one
+  std::int16_t* tile;   // [head_dim / 8][64][8] keys, then [512][head_dim / 8] values
+  float* score;         // [group][kScores], later weights
+  float* heads;         // [group + 2][head_dim]: queries, the new key, the new value
+  float* norms;         // [2][head_dim], of queries, of keys
+  float* turn;          // [rotary]
+  float* value_scale;   // [512]
+  float* most;          // [group][8], by block
+  float* shrink;        // [group][8], by block
+  float* end;           // [group][2]: sum, top
+  float* gate;          // [group][head_dim / 8]
+  std::int16_t* value;  // [head_dim], the new one
+  float* key_scale;     // of the new one
   std::size_t bytes;
 };
 __device__ __host__ inline Room room(char* at, int group, int hd, int rotary) {
@@ -188,11 +188,11 @@ __global__ void __launch_bounds__(kThreads, 3)
   // They come by a copy, which no launch overlaps.
   const Place place{load_fresh(&a.rows[row].slot), load_fresh(&a.rows[row].position)};
   const int begin = split * kSplit, past = place.position + 1 - begin;  // positions from begin on
-  if (past <= 0) return;  // the whole cluster
+  if (past <= 0) return;                                                // the whole cluster
   cluster_arrive();
   const int count = past < kSplit ? past : kSplit, blocks = (count + kBlock - 1) / kBlock,
             own = past <= kSplit ? past - 1 : -1,  // the row's own position, or not here
-            old = own >= 0 ? own : count;          // positions in the cache
+      old = own >= 0 ? own : count;                // positions in the cache
   const std::int64_t first = vector_index(c, {place.slot, begin}, kv);  // of scales and values
   const Room r = room(shared_memory(), group, hd, a.rotary);
 
@@ -226,48 +226,31 @@ __global__ void __launch_bounds__(kThreads, 3)
     if (d < a.rotary) r.turn[d] = t;
   }
   if (last < old) r.value_scale[last] = rest;
+  block_sync();
   await_last();
 
-  const bool scores = from < count;                       // this block has positions
+  const bool scores = from < count;                      // this block has positions
   const bool owner = own >= 0 && own / kBlock == block;  // of the row's own position
   const std::int64_t head = static_cast<std::int64_t>(row) * a.heads + kv * group;
   const std::int64_t kv_at = (static_cast<std::int64_t>(row) * c.kv_heads + kv) * hd;
-  const int vectors = own >= 0 ? group + 2 : group;  // the key and the value behind the queries
-  constexpr int kRun = 10;                           // loads under way
-#pragma unroll 1
-  for (int at = tid; at < vectors * hd; at += kRun * kThreads) {
-    float x[kRun] = {};
-#pragma unroll
-    for (int j = 0; j < kRun; ++j) {
-      const int i = at + j * kThreads, v = i / hd, d = i % hd;
-      if (i < vectors * hd)
-        x[j] = *(v < group    ? a.q + (head + v) * a.q_pitch + d
-                 : v == group ? a.k + kv_at + d
-                              : a.v + kv_at + d);
-    }
-#pragma unroll
-    for (int j = 0; j < kRun; ++j) hold(x[j]);
-#pragma unroll
-    for (int j = 0; j < kRun; ++j)
-      if (at + j * kThreads < vectors * hd) r.heads[at + j * kThreads] = x[j];
-  }
+  const int vectors = own >= 0 ? group + 2 : group;  // key and value behind the queries
   const float* gate = place.position < kSplit ? of.gate : nullptr;
   for (int i = tid; gate != nullptr && i < group * width; i += kThreads)
     r.gate[i] = gate[(head + i / width) * of.gate_pitch + block * width + i % width];
-  block_sync();
   const std::int64_t own_at = first + own;
 #pragma unroll 1
   for (int v = warp; v < vectors; v += kWarps) {
     float* y = r.heads + v * hd;
     const bool key = v == group, value = v > group;
     if (key ? !owner : !value && !scores) continue;
+    load_head(key ? a.k + kv_at : value ? a.v + kv_at : a.q + (head + v) * a.q_pitch, hd, y);
     if (!value) {
       const float* norm = key ? a.k_norm : a.q_norm;
       turn_head(y, norm != nullptr ? r.norms + (key ? hd : 0) : nullptr, a.offset, a.eps, hd,
                 r.turn, a.rotary);
       if (!key) continue;
     }
-    // In shared memory the key is one of the tile's, and the value lies apart.
+    // In shared memory the key is one of the tile's; the value lies apart.
     std::int16_t* const near = key ? r.tile + own % kBlock * 8 : r.value;
     const int step = key ? kBlock * 8 : 8;
     const auto at = [&](int d) { return d / 8 * step + d % 8; };
@@ -329,12 +312,13 @@ __global__ void __launch_bounds__(kThreads, 3)
   const int pieces = width / 8;
 #pragma unroll 4
   for (int i = tid; i < old * pieces; i += kThreads) {
-    const int p = args.by_pieces.of(i), piece = i - p * pieces;
+    const int p = i / pieces, piece = i - p * pieces;
     copy_async16(r.tile + p * width + piece * 8, values + p * hd + block * width + piece * 8);
   }
   copy_async_commit();
   if (own >= 0)
-    for (int d = tid; d < width; d += kThreads) r.tile[own * width + d] = r.value[block * width + d];
+    for (int d = tid; d < width; d += kThreads)
+      r.tile[own * width + d] = r.value[block * width + d];
   cluster_wait();
 #pragma unroll 1
   for (int g = warp; g < group; g += kWarps) soften_head(r, g, blocks);
@@ -353,23 +337,25 @@ __global__ void __launch_bounds__(kThreads, 3)
   }
 }
 
+std::size_t room_bytes(const RopeArgs& a) {
+  char at;  // any place
+  return room(&at, a.heads / a.cache.kv_heads, a.cache.head_dim, a.rotary).bytes;
+}
+
 }  // namespace
 
 bool can_attend_step(const Queue& q, const RopeArgs& a) {
   return q.clusters && a.m <= kMaxRows && a.cache.fixed && a.cache.head_dim % 64 == 0 &&
-         room(nullptr, a.heads / a.cache.kv_heads, a.cache.head_dim, a.rotary).bytes <=
-             q.shared_limit;
+         room_bytes(a) <= q.shared_limit;
 }
 
-void launch_attend_step(const Queue& q, const AttendStepArgs& of) {
-  AttendStepArgs a = of;
+void launch_attend_step(const Queue& q, const AttendStepArgs& a) {
   const KvLayer& c = a.rope.cache;
-  a.by_pieces = divider(c.head_dim / kCluster / 8);
   // The last splits, which are short, come last.
   const dim3 grid{static_cast<unsigned>(kCluster * c.kv_heads),
                   static_cast<unsigned>(a.attend.splits), static_cast<unsigned>(a.rope.m)};
-  launch_clusters(q, "attend_step", c.head_dim == 256 ? attend_step<256> : attend_step<0>, kCluster, grid, kThreads,
-                  room(nullptr, a.rope.heads / c.kv_heads, c.head_dim, a.rope.rotary).bytes, a);
+  launch_clusters(q, "attend_step", c.head_dim == 256 ? attend_step<256> : attend_step<0>, kCluster,
+                  grid, kThreads, room_bytes(a.rope), a);
   if (a.attend.splits > 1) launch_combine(q, a.attend);
 }
 

@@ -25,7 +25,8 @@ Block::Block(std::size_t bytes, const char* what) : size_(bytes) {
 
 CudaBackend::CudaBackend(int threads, int blocks, int schedule, bool small, bool measures)
     : q_(open_queue()), pool_(threads), measures_(measures) {
-  if (small) q_.shared_limit = 99 << 10, q_.shared_total = 100 << 10, q_.clusters = q_.warpgroups = false;
+  if (small)
+    q_.shared_limit = 99 << 10, q_.shared_total = 100 << 10, q_.clusters = q_.warpgroups = false;
   q_.blocks = blocks, q_.schedule = schedule;
   post_ = alloc_host(kPostBytes), inbox_ = alloc_host(kInboxBytes);
   arrived_ = {sizeof(int), "a count of blocks"};

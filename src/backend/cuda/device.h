@@ -60,7 +60,8 @@ template <Begin When = Begin::Early, class... P, class... A>
 void launch_clusters(const Queue& q, const char*, void (*kernel)(P...), unsigned cluster, dim3 grid,
                      unsigned threads, std::size_t shared, const A&... args) {
   submit(q, [=, schedule = q.schedule] {
-    emulate::run(schedule, grid, threads, shared, [&] { kernel(args...); }, cluster);
+    emulate::run(
+        schedule, grid, threads, shared, [&] { kernel(args...); }, cluster);
   });
 }
 #endif

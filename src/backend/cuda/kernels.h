@@ -217,7 +217,6 @@ void launch_combine(const Queue& q, const AttendArgs& a);  // its last part
 struct AttendStepArgs {
   RopeArgs rope;
   AttendArgs attend;
-  Divider by_pieces;
 };
 bool can_attend_step(const Queue& q, const RopeArgs& a);
 void launch_attend_step(const Queue& q, const AttendStepArgs& a);

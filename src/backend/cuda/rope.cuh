@@ -7,6 +7,24 @@ namespace nibble::NIBBLE_CUDA_NS {
 
 inline constexpr int kLanes = 32;
 
+// x [hd] -> y [hd], in shared memory; no load waits for another.
+__device__ __forceinline__ void load_head(const float* x, int hd, float* y) {
+  constexpr int kRun = 8;
+#pragma unroll 1
+  for (int from = static_cast<int>(threadIdx.x) % kLanes; from < hd; from += kRun * kLanes) {
+    float v[kRun] = {};
+#pragma unroll
+    for (int i = 0; i < kRun; ++i)
+      if (from + i * kLanes < hd) v[i] = x[from + i * kLanes];
+#pragma unroll
+    for (int i = 0; i < kRun; ++i) hold(v[i]);
+#pragma unroll
+    for (int i = 0; i < kRun; ++i)
+      if (from + i * kLanes < hd) y[from + i * kLanes] = v[i];
+  }
+  warp_sync();
+}
+
 // y [hd] and all others in shared memory; weight [hd], or null: no norm; turn: cosines and sines
 // [rotary / 2][2].
 __device__ __forceinline__ void turn_head(float* y, const float* weight, float offset, float eps,

@@ -58,7 +58,7 @@ Queue open_queue() {
   q.overlap = p.major >= 9 && (overlap == nullptr || std::strcmp(overlap, "0") != 0);
   const char* ahead = std::getenv("NIBBLE_CUDA_AHEAD");  // KiB, likewise
   q.ahead = !q.overlap ? 0 : ahead != nullptr ? std::atoi(ahead) << 10 : 32 << 10;
-  const char* wide = std::getenv("NIBBLE_CUDA_WIDE");  // 0, likewise
+  const char* wide = std::getenv("NIBBLE_CUDA_WIDE");          // 0, likewise
   const char* clusters = std::getenv("NIBBLE_CUDA_CLUSTERS");  // 0, likewise
   q.clusters = p.major >= 9 && (clusters == nullptr || std::strcmp(clusters, "0") != 0);
   q.warpgroups = p.major == 9 && (wide == nullptr || std::strcmp(wide, "0") != 0);

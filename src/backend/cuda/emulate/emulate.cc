@@ -311,8 +311,9 @@ void cluster_wait() {
 }
 void* remote(const void* at, int rank) {
   const auto& blocks = now->block->cluster->blocks;
-  Block* to = static_cast<std::size_t>(rank) < blocks.size() ? blocks[static_cast<std::size_t>(rank)]
-                                                             : nullptr;
+  Block* to = static_cast<std::size_t>(rank) < blocks.size()
+                  ? blocks[static_cast<std::size_t>(rank)]
+                  : nullptr;
   const std::ptrdiff_t offset = static_cast<const char*>(at) - now->block->shared;
   require(to != nullptr && to->in_cluster && to->left > 0 && offset >= 0 &&
               static_cast<std::size_t>(offset) < to->bytes,
