@@ -94,6 +94,7 @@ class Backend {
   virtual void add_rmsnorm_linear(const AddRmsNormLinearArgs& a) = 0;
   virtual void rope_cache(const RopeCacheArgs& a) = 0;
   virtual void attention(const AttentionArgs& a) = 0;
+  // A backend may do both at once.
   virtual void rope_attention(const RopeCacheArgs& rope, const AttentionArgs& a) {
     check(rope, a);
     rope_cache(rope), attention(a);

@@ -99,7 +99,8 @@ inline constexpr int kAttentionSplit = 512;  // positions
 
 void check(const RopeCacheArgs& a);
 void check(const AttentionArgs& a);
-void check(const RopeCacheArgs& rope, const AttentionArgs& a);  // of rope_attention()
+// Of rope_attention(): the second is also of the rows that the first rotates.
+void check(const RopeCacheArgs& rope, const AttentionArgs& a);
 
 // No two rows are of one slot.
 bool own_slots(std::span<const RowPlace> rows);

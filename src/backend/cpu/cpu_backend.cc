@@ -82,14 +82,6 @@ namespace {
 
 const PackedWeight& packed(const LinearOutput& o) { return static_cast<const PackedWeight&>(*o.w); }
 
-// The part [begin, end) of `total` units that belongs to `thread`.
-struct Part {
-  std::int64_t begin, end;
-};
-Part part(std::int64_t total, int thread, int threads) {
-  return {total * thread / threads, total * (thread + 1) / threads};
-}
-
 // Up to this many rows every thread prepares its own copy of the input: no barrier, and nobody
 // reads what another writes. Beyond, rows are prepared once, in parallel. The bits are the same.
 constexpr std::int64_t kOwnRows = 8;
@@ -127,10 +119,6 @@ std::unique_ptr<Weight> CpuBackend::pack(const WeightSource& source, int pieces,
                                          std::int64_t stack) {
   return std::make_unique<PackedWeight>(source, pieces, stack, kernels_, pool_, guarded_);
 }
-std::unique_ptr<KvCache> CpuBackend::make_kv_cache(const KvShape& shape) {
-  return std::make_unique<CpuKvCache>(shape);
-}
-
 float* CpuBackend::scratch(int thread, std::int64_t n) {
   std::vector<float>& s = scratch_[static_cast<std::size_t>(thread)];
   if (s.size() < static_cast<std::size_t>(n)) s.resize(static_cast<std::size_t>(n));
@@ -330,84 +318,6 @@ void CpuBackend::gated_rmsnorm_linear(const GatedRmsNormLinearArgs& a) {
     return static_cast<const float*>(u);
   };
   run_linear(a.m, k, a.activations, a.outputs, Epilogue::None, a.m <= kOwnRows, prepare);
-}
-
-void CpuBackend::rope_cache(const RopeCacheArgs& a) {
-  check(a);
-  auto& cache = static_cast<CpuKvCache&>(*a.cache);
-  const KvShape& s = cache.shape();
-  const std::int64_t hd = s.head_dim, heads = a.heads + s.kv_heads, stride = cache.stride(),
-                     q_pitch = a.q_pitch > 0 ? a.q_pitch : hd;
-  const float offset = a.unit_offset ? 1.0f : 0.0f;
-  pool_.run([&](int thread) {
-    float *k = scratch(thread, 2 * stride), *v = k + stride;
-    const Part p = part(a.m * heads, thread, pool_.size());
-    for (std::int64_t task = p.begin; task < p.end; ++task) {
-      const std::int64_t i = task / heads, h = task % heads;
-      const float* cos_sin = a.cos_sin + i * a.rotary;
-      if (h < a.heads) {
-        const std::int64_t at = i * a.heads + h;
-        kernels_.rope(a.q + at * q_pitch, hd, a.q_norm, offset, a.eps, cos_sin, a.rotary,
-                      a.q_out + at * hd);
-        continue;
-      }
-      const std::int64_t head = h - a.heads, at = (i * s.kv_heads + head) * hd;
-      std::fill_n(k, 2 * stride, 0.0f);
-      kernels_.rope(a.k + at, hd, a.k_norm, offset, a.eps, cos_sin, a.rotary, k);
-      std::copy_n(a.v + at, hd, v);
-      cache.write(kernels_, a.layer, a.rows[i].slot, head, a.rows[i].position, k, v);
-    }
-  });
-}
-
-void CpuBackend::attention(const AttentionArgs& a) {
-  check(a);
-  refuse_half("attention", a.activations);
-  const auto& cache = static_cast<const CpuKvCache&>(*a.cache);
-  const KvShape& s = cache.shape();
-  const std::int64_t hd = s.head_dim, pitch = cache.stride() + 2, ratio = a.heads / s.kv_heads;
-  std::int64_t longest = 0;
-  for (std::int64_t i = 0; i < a.m; ++i)
-    longest = std::max<std::int64_t>(longest, a.rows[i].position + 1);
-  const std::int64_t splits = (longest + kAttentionSplit - 1) / kAttentionSplit,
-                     heads = a.m * a.heads;
-  const auto row_splits = [&](std::int64_t i) {
-    return (a.rows[i].position + kAttentionSplit) / kAttentionSplit;
-  };
-  const auto attend = [&](std::int64_t i, std::int64_t h, std::int64_t split, float* out) {
-    const std::int64_t end = a.rows[i].position + 1, begin = split * kAttentionSplit,
-                       kv = h / ratio;
-    kernels_.attention({a.q + (i * a.heads + h) * hd, cache.keys(a.layer, a.rows[i].slot, kv),
-                        cache.values(a.layer, a.rows[i].slot, kv), hd, cache.stride(), begin,
-                        std::min(end, begin + kAttentionSplit), a.scale, s.type == KvType::I16,
-                        cache.key_scales(a.layer, a.rows[i].slot, kv),
-                        cache.value_scales(a.layer, a.rows[i].slot, kv), out});
-  };
-  // Few rows over a long past: splits are tasks of their own, combined in a second pass. Otherwise
-  // a task is a head of a row. Either way each split, and their order, is the same.
-  const bool spread = splits > 1 && heads < 4 * pool_.size();
-  std::atomic<std::int64_t> next{0};
-  if (spread) {
-    partials_.resize(static_cast<std::size_t>(heads * splits * pitch));
-    pool_.run([&](int) {
-      for (std::int64_t t; (t = next.fetch_add(1)) < heads * splits;)
-        if (t % splits < row_splits(t / splits / a.heads))
-          attend(t / splits / a.heads, t / splits % a.heads, t % splits,
-                 partials_.data() + t * pitch);
-    });
-    next = 0;
-  }
-  pool_.run([&](int thread) {
-    float* own = spread ? nullptr : scratch(thread, splits * pitch);
-    for (std::int64_t t; (t = next.fetch_add(1)) < heads;) {
-      const std::int64_t i = t / a.heads, h = t % a.heads;
-      const float* parts = spread ? partials_.data() + t * splits * pitch : own;
-      if (!spread)
-        for (std::int64_t sp = 0; sp < row_splits(i); ++sp) attend(i, h, sp, own + sp * pitch);
-      const float* gate = a.gate != nullptr ? a.gate + t * a.gate_pitch : nullptr;
-      kernels_.combine(parts, row_splits(i), pitch, hd, gate, a.out + t * hd);
-    }
-  });
 }
 
 }  // namespace nibble::cpu

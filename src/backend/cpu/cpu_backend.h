@@ -80,6 +80,14 @@ class CpuDeltaState final : public DeltaState {
   Array<float> conv_, rule_;
 };
 
+// The part [begin, end) of `total` units that belongs to `thread`.
+struct Part {
+  std::int64_t begin, end;
+};
+inline Part part(std::int64_t total, int thread, int threads) {
+  return {total * thread / threads, total * (thread + 1) / threads};
+}
+
 // Throws Error where Activations::Half is asked for: has_half() is false here.
 inline void refuse_half(const char* op, Activations a) {
   require(a != Activations::Half, "[{}] expected int16, int8 or fp32 on the CPU, got half", op);

@@ -103,7 +103,7 @@ RopeArgs CudaBackend::rope_args(const RopeCacheArgs& a) {
 
 namespace {
 
-constexpr std::int64_t kStepRows = 4;
+constexpr std::int64_t kStepRows = 4;  // rope_attention() takes so many in one launch always
 
 // Without rows and what depends on them.
 AttendArgs common_args(const AttentionArgs& a, const KvLayer& cache) {

@@ -5,6 +5,9 @@
 //
 // The row's own key and value are made in each block that needs them and stored by one: what a
 // launch stores in the cache, none of its blocks reads there. Rows are of different sequences.
+#include <type_traits>
+
+#include "backend/cuda/rope.cuh"
 #include "backend/cuda/split.cuh"
 
 namespace nibble::NIBBLE_CUDA_NS {
@@ -190,9 +193,9 @@ __global__ void __launch_bounds__(kThreads, 3)
   const int begin = split * kSplit, past = place.position + 1 - begin;  // positions from begin on
   if (past <= 0) return;                                                // the whole cluster
   cluster_arrive();
-  const int count = past < kSplit ? past : kSplit, blocks = (count + kBlock - 1) / kBlock,
-            own = past <= kSplit ? past - 1 : -1,  // the row's own position, or not here
-      old = own >= 0 ? own : count;                // positions in the cache
+  const int count = past < kSplit ? past : kSplit, blocks = (count + kBlock - 1) / kBlock;
+  const int own = past <= kSplit ? past - 1 : -1;  // the row's own position, or not here
+  const int old = own >= 0 ? own : count;          // positions in the cache
   const std::int64_t first = vector_index(c, {place.slot, begin}, kv);  // of scales and values
   const Room r = room(shared_memory(), group, hd, a.rotary);
 
@@ -233,7 +236,7 @@ __global__ void __launch_bounds__(kThreads, 3)
   const bool owner = own >= 0 && own / kBlock == block;  // of the row's own position
   const std::int64_t head = static_cast<std::int64_t>(row) * a.heads + kv * group;
   const std::int64_t kv_at = (static_cast<std::int64_t>(row) * c.kv_heads + kv) * hd;
-  const int vectors = own >= 0 ? group + 2 : group;  // key and value behind the queries
+  const int vectors = own >= 0 ? group + 2 : group;  // key and value after the queries
   const float* gate = place.position < kSplit ? of.gate : nullptr;
   for (int i = tid; gate != nullptr && i < group * width; i += kThreads)
     r.gate[i] = gate[(head + i / width) * of.gate_pitch + block * width + i % width];

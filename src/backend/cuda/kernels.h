@@ -212,7 +212,7 @@ struct AttendArgs {
 void launch_attention(const Queue& q, const AttendArgs& a);
 void launch_combine(const Queue& q, const AttendArgs& a);  // its last part
 
-// Both in one launch (attention_step.cu), for up to kMaxRows rows of different sequences. Of `rope`
+// rope_cache and attention in one launch (attention_step.cu), for up to kMaxRows rows of different sequences. Of `rope`
 // q_out, and of `attend` q, rows and cache, are not looked at.
 struct AttendStepArgs {
   RopeArgs rope;

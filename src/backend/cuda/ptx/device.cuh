@@ -72,7 +72,7 @@ __device__ __forceinline__ void cluster_wait() {
   asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 #endif
 }
-// *at = x in the memory of block `rank` of the cluster, where `at` is in this one's.
+// Where `at`, in this block's shared memory, lies in that of block `rank` of the cluster.
 __device__ __forceinline__ std::uint32_t remote(const float* at, int rank) {
   const auto here = static_cast<std::uint32_t>(__cvta_generic_to_shared(at));
   std::uint32_t there = here;
@@ -81,6 +81,7 @@ __device__ __forceinline__ std::uint32_t remote(const float* at, int rank) {
 #endif
   return there;
 }
+// *at = x there.
 __device__ __forceinline__ void store_remote(float* at, int rank, float x) {
 #if __CUDA_ARCH__ >= 900
   asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(remote(at, rank)), "f"(x) : "memory");
