@@ -212,8 +212,8 @@ struct AttendArgs {
 void launch_attention(const Queue& q, const AttendArgs& a);
 void launch_combine(const Queue& q, const AttendArgs& a);  // its last part
 
-// rope_cache and attention in one launch (attention_step.cu), for up to kMaxRows rows of different sequences. Of `rope`
-// q_out, and of `attend` q, rows and cache, are not looked at.
+// rope_cache and attention in one launch (attention_step.cu), for up to kMaxRows rows of different
+// sequences. Of `rope` q_out, and of `attend` q, rows and cache, are not looked at.
 struct AttendStepArgs {
   RopeArgs rope;
   AttendArgs attend;
