@@ -129,6 +129,9 @@ INSTANTIATE_TEST_SUITE_P(
                     Case{10, 1, 128, 32, KvType::I16, true, false, {{1, 1055}, {0, 30}}},
                     Case{2, 2, 192, 10, KvType::I16, false, true, {{0, 1023}}},
                     Case{4, 2, 512, 512, KvType::I16, true, false, {{0, 70}, {1, 3}}},
+                    // Many splits to put together, and more outputs than threads.
+                    Case{3, 1, 64, 64, KvType::I16, true, true, {{0, 17000}}},
+                    Case{16, 1, 256, 64, KvType::I16, true, true, {{0, 1030}}},
                     // Not taken in one launch: fp32, another head_dim, rows of one sequence, many
                     // short ones.
                     Case{3, 1, 64, 64, KvType::F32, true, true, kPlaces, false},

@@ -19,6 +19,9 @@ CudaKvCache::CudaKvCache(const KvShape& s, const Queue& q) : KvCache(s), q_(q) {
   keys_ = {bytes, "the KV cache"}, values_ = {bytes, "the KV cache"};
   clear(q_, keys_.get(), bytes), clear(q_, values_.get(), bytes);
   if (s.type != KvType::I16) return;
+  arrived_ = {kMaxRows * static_cast<std::size_t>(s.kv_heads) * kAttendCluster * sizeof(int),
+              "counts of blocks"};
+  clear(q_, arrived_.get(), arrived_.size());
   for (Block* b : {&key_scales_, &value_scales_}) {
     *b = {vectors * sizeof(float), "the KV cache"};
     clear(q_, b->get(), b->size());
@@ -39,7 +42,7 @@ KvLayer CudaKvCache::layer(std::int64_t layer) const {
   if (l.fixed)
     l.key_scales = key_scales_.as<float>() + at, l.value_scales = value_scales_.as<float>() + at;
   l.kv_heads = static_cast<int>(shape_.kv_heads), l.head_dim = static_cast<int>(shape_.head_dim);
-  l.positions = static_cast<int>(shape_.padded_context());
+  l.positions = static_cast<int>(shape_.padded_context()), l.arrived = arrived_.as<int>();
   return l;
 }
 
@@ -116,7 +119,7 @@ AttendArgs common_args(const AttentionArgs& a, const KvLayer& cache) {
 
 }  // namespace
 
-AttendArgs CudaBackend::attend_args(const AttentionArgs& a, const KvLayer& cache) {
+AttendArgs CudaBackend::attend_args(const AttentionArgs& a, const KvLayer& cache, int tops) {
   AttendArgs r = common_args(a, cache);
   r.rows = places(a.rows, a.m);
   std::int64_t longest = 0;
@@ -126,8 +129,9 @@ AttendArgs CudaBackend::attend_args(const AttentionArgs& a, const KvLayer& cache
   r.in_runs = a.m > kAttendRows;
   for (std::int64_t i = 1; i < a.m; ++i)
     r.in_runs = r.in_runs && (i % kAttendRows == 0 || a.rows[i].slot == a.rows[i - 1].slot);
-  r.parts = scratch<float>("attention splits", static_cast<std::size_t>(a.m * a.heads * r.splits *
-                                                                        (cache.head_dim + 2)));
+  r.parts = scratch<float>("attention splits",
+                           static_cast<std::size_t>(a.m * a.heads * r.splits *
+                                                    (cache.head_dim + std::int64_t{2} * tops)));
   return r;
 }
 
@@ -153,7 +157,7 @@ void CudaBackend::rope_attention(const RopeCacheArgs& rope, const AttentionArgs&
   if (a.activations == Activations::Half || !pays ||
       !own_slots({a.rows, static_cast<std::size_t>(a.m)}) || !can_attend_step(q_, r))
     return Backend::rope_attention(rope, a);
-  launch_attend_step(q_, {r, attend_args(a, r.cache)});
+  launch_attend_step(q_, {r, attend_args(a, r.cache, kAttendCluster)});
 }
 
 // In launches of up to 64 groups; a sequence's tiles are made in each that has rows of it.

@@ -277,12 +277,9 @@ void launch_attention(const Queue& q, const AttendArgs& a) {
     launch_attend_rows(q, a);
   else
     launch(q, "attend", attend, grid, kThreads, shared, a);
-  if (a.splits > 1) launch_combine(q, a);
-}
-
-void launch_combine(const Queue& q, const AttendArgs& a) {
-  launch(q, "combine", combine, dim3{static_cast<unsigned>(a.heads), static_cast<unsigned>(a.m)},
-         kThreads, 2 * sizeof(float) * static_cast<std::size_t>(a.splits), a);
+  if (a.splits > 1)
+    launch(q, "combine", combine, dim3{static_cast<unsigned>(a.heads), static_cast<unsigned>(a.m)},
+           kThreads, 2 * sizeof(float) * static_cast<std::size_t>(a.splits), a);
 }
 
 }  // namespace nibble::NIBBLE_CUDA_NS

@@ -2,6 +2,8 @@
 // attention.cu: a cluster of eight blocks a split, key-value head and row. Each block rotates the
 // query heads that share the key-value head and scores them on 64 positions; all give all the
 // scores; then each sums up an eighth of head_dim over the split. Keys and values are read once.
+// Of several splits, the one that ends last puts an eighth together, in their order whoever it is:
+// nobody waits.
 //
 // The row's own key and value are made in each block that needs them and stored by one: what a
 // launch stores in the cache, none of its blocks reads there. Rows are of different sequences.
@@ -13,9 +15,9 @@
 namespace nibble::NIBBLE_CUDA_NS {
 namespace {
 
-constexpr int kCluster = kSplit / kBlock, kThreads = 256, kWarps = kThreads / kLanes;
+constexpr int kCluster = kAttendCluster, kThreads = 256, kWarps = kThreads / kLanes;
 constexpr int kScores = kSplit + 4;  // from a head's scores to the next: other banks
-static_assert(2 * kLanes == kBlock);
+static_assert(2 * kLanes == kBlock && kCluster * kBlock == kSplit);
 
 // In shared memory, all of it a multiple of 16 bytes.
 struct Room {
@@ -31,6 +33,7 @@ struct Room {
   float* gate;          // [group][head_dim / 8]
   std::int16_t* value;  // [head_dim], the new one
   float* key_scale;     // of the new one
+  int* flag;
   std::size_t bytes;
 };
 __device__ __host__ inline Room room(char* at, int group, int hd, int rotary) {
@@ -43,6 +46,7 @@ __device__ __host__ inline Room room(char* at, int group, int hd, int rotary) {
   take(r.norms, 2 * hd), take(r.turn, rotary), take(r.value_scale, kSplit);
   take(r.most, group * kCluster), take(r.shrink, group * kCluster), take(r.end, group * 2);
   take(r.gate, group * hd / kCluster), take(r.value, hd), take(r.key_scale, 1);
+  take(r.flag, 1);
   return r;
 }
 
@@ -175,6 +179,78 @@ __device__ __forceinline__ float2 sum_up(const Room& r, int g, int d, int width,
   return o;
 }
 
+// An eighth of a head over a split: its top, its sum, then its dims.
+__device__ __forceinline__ float* part_of(const AttendArgs& a, std::int64_t head, int split,
+                                          int block, int width) {
+  return a.parts + ((head * a.splits + split) * kCluster + block) * (width + 2);
+}
+
+// combine() of attention.cu, of the block's eighth of all its heads.
+__device__ __forceinline__ void combine_eighth(const Room& r, const AttendArgs& a,
+                                               std::int64_t head, int group, int block, int width,
+                                               int splits) {
+  constexpr int kRun = 16;  // values that a thread loads at once
+  const int tid = static_cast<int>(threadIdx.x), lane = tid % kLanes;
+  const float none = bits_float(static_cast<int>(0xff800000u));
+  float *const weight = r.score, *const sum = weight + group * kLanes;
+#pragma unroll 1
+  for (int from = 0; from < group * width; from += kThreads) {
+    const int i = from + tid, g = i / width, d = i % width;
+    const bool has = i < group * width;
+    const std::int64_t at = head + g;
+    const float* gate =
+        a.gate != nullptr && has ? a.gate + at * a.gate_pitch + block * width + d : nullptr;
+    const float of_gate = gate != nullptr ? *gate : 0;
+    float x[kRun], o = 0, total = 0;
+    const auto load = [&](int s) {
+#pragma unroll
+      for (int j = 0; j < kRun; ++j)
+        x[j] = has && s + j < splits ? load_fresh(part_of(a, at, s + j, block, width) + 2 + d) : 0;
+#pragma unroll
+      for (int j = 0; j < kRun; ++j) hold(x[j]);
+    };
+    load(0);
+#pragma unroll 1
+    for (int first = 0; first < splits; first += kLanes) {
+#pragma unroll 1
+      for (int h = tid / kLanes; h < group; h += kWarps) {
+        const auto top_at = [&](int s) {
+          return s < splits ? load_fresh(part_of(a, head + h, s, block, width)) : none;
+        };
+        const float mine = top_at(first + lane);
+        const float its = first + lane < splits
+                              ? load_fresh(part_of(a, head + h, first + lane, block, width) + 1)
+                              : 0;
+        if (first == 0) {
+          float top = mine;
+          for (int s = kLanes + lane; s < splits; s += kLanes) top = max_or(top, top_at(s));
+          for (int n = kLanes / 2; n > 0; n /= 2) top = max_or(top, shuffle_xor(top, n));
+          if (lane == 0) r.end[h] = top;
+          warp_sync();
+        }
+        weight[h * kLanes + lane] = exp_cut(mine - r.end[h]), sum[h * kLanes + lane] = its;
+      }
+      block_sync();
+      const int n = splits - first < kLanes ? splits - first : kLanes;
+#pragma unroll 1
+      for (int s = 0; s < n; s += kRun) {
+        if (first + s > 0) load(first + s);
+#pragma unroll
+        for (int j = 0; j < kRun; ++j) {
+          if (!has || s + j >= n) break;
+          total = fmaf(weight[g * kLanes + s + j], sum[g * kLanes + s + j], total);
+          o = fmaf(weight[g * kLanes + s + j], x[j], o);
+        }
+      }
+      block_sync();  // the next ones take their place
+    }
+    if (!has) continue;
+    o = o / total;
+    if (gate != nullptr) o = o * sigmoid(of_gate);
+    a.out[at * (width * kCluster) + block * width + d] = o;
+  }
+}
+
 // Dim: head_dim, or 0: any.
 template <int Dim>
 __global__ void __launch_bounds__(kThreads, 3)
@@ -237,7 +313,8 @@ __global__ void __launch_bounds__(kThreads, 3)
   const std::int64_t head = static_cast<std::int64_t>(row) * a.heads + kv * group;
   const std::int64_t kv_at = (static_cast<std::int64_t>(row) * c.kv_heads + kv) * hd;
   const int vectors = own >= 0 ? group + 2 : group;  // key and value after the queries
-  const float* gate = place.position < kSplit ? of.gate : nullptr;
+  const int splits = place.position / kSplit + 1;
+  const float* gate = splits == 1 ? of.gate : nullptr;
   for (int i = tid; gate != nullptr && i < group * width; i += kThreads)
     r.gate[i] = gate[(head + i / width) * of.gate_pitch + block * width + i % width];
   const std::int64_t own_at = first + own;
@@ -331,13 +408,22 @@ __global__ void __launch_bounds__(kThreads, 3)
   for (int i = tid; i < width / 2 * group; i += kThreads) {
     const int g = i / (width / 2), d = i % (width / 2) * 2;
     const float2 o = sum_up(r, g, d, width, count);
-    const int at = block * width + d;
+    if (splits > 1) {
+      float* part = part_of(of, head + g, split, block, width);
+      if (d == 0) part[0] = r.end[2 * g + 1], part[1] = r.end[2 * g];
+      part[2 + d] = o.x, part[3 + d] = o.y;
+      continue;
+    }
     const float* gates = gate != nullptr ? r.gate + g * width + d : nullptr;
 #pragma unroll
     for (int n = 0; n < 2; ++n)
-      finish(of, head + g, place.position, split, at + n, n == 0 ? o.x : o.y, r.end[2 * g],
-             r.end[2 * g + 1], gates != nullptr ? gates + n : nullptr);
+      finish_whole(of, head + g, block * width + d + n, n == 0 ? o.x : o.y, r.end[2 * g],
+                   gates != nullptr ? gates + n : nullptr);
   }
+  if (splits == 1) return;
+  int* arrived = c.arrived + (row * c.kv_heads + kv) * kCluster + block;
+  if (is_last_block(arrived, splits, r.flag))
+    combine_eighth(r, of, head, group, block, width, splits);
 }
 
 std::size_t room_bytes(const RopeArgs& a) {
@@ -359,7 +445,6 @@ void launch_attend_step(const Queue& q, const AttendStepArgs& a) {
                   static_cast<unsigned>(a.attend.splits), static_cast<unsigned>(a.rope.m)};
   launch_clusters(q, "attend_step", c.head_dim == 256 ? attend_step<256> : attend_step<0>, kCluster,
                   grid, kThreads, room_bytes(a.rope), a);
-  if (a.attend.splits > 1) launch_combine(q, a.attend);
 }
 
 }  // namespace nibble::NIBBLE_CUDA_NS

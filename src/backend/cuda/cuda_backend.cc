@@ -154,7 +154,7 @@ bool CudaBackend::begin_step(const Step& step, std::span<const std::uint64_t> ke
   recording_ = known->first;
   begin_recording(q_);
   try {
-    if (all > 0) copy_in_later(q_, device, inbox_.get(), all);
+    if (all > 0) launch_take(q_, device, inbox_.get(), all);
   } catch (...) {
     end_step(true);
     throw;

@@ -126,7 +126,7 @@ class CudaBackend final : public Backend {
   using PlanKey = std::vector<std::int64_t>;
   bool is_fused_faster(const PlanKey& key, bool guess, const std::function<void(bool)>& run);
   RopeArgs rope_args(const RopeCacheArgs& a);
-  AttendArgs attend_args(const AttentionArgs& a, const KvLayer& cache);
+  AttendArgs attend_args(const AttentionArgs& a, const KvLayer& cache, int tops = 1);  // a part
   void attend_half(const AttendArgs& a, const RowPlace* rows);
   static bool can_step(const DeltaState& state);  // delta_step() takes these heads
   void delta_step(const DeltaRuleLinearArgs& a, const Fixed& fixed);

@@ -17,7 +17,7 @@ class CudaKvCache final : public KvCache {
   // Number of a head's first vector.
   std::size_t vector_at(std::int64_t layer, std::int64_t slot, std::int64_t head) const;
   const Queue& q_;  // the backend's
-  Block keys_, values_, key_scales_, value_scales_;
+  Block keys_, values_, key_scales_, value_scales_, arrived_;
 };
 
 class CudaDeltaState final : public DeltaState {

@@ -31,7 +31,8 @@ void launch_clusters(const Queue& q, const char* name, void (*kernel)(P...), uns
                      dim3 grid, unsigned threads, std::size_t shared, const A&... args) {
   set_shared(reinterpret_cast<const void*>(kernel), shared);
   const bool stream = When == Begin::Stream || When == Begin::Wide,
-             early = q.overlap && When != Begin::Late && (stream || !q.wide);
+             early = q.overlap && !q.alone && When != Begin::Late && (stream || !q.wide);
+  q.alone = false;
   // One of few blocks leaves multiprocessors empty: what comes next finds it no stream.
   q.stream_bytes = stream && static_cast<int>(grid.x) >= q.multiprocessors ? shared : 0;
   q.wide = When == Begin::Wide;

@@ -26,7 +26,8 @@ inline constexpr int kRoundItems = 10, kRoundFloats = 4096;  // at most
 // All of this block's outputs are stored. Memory: in place of the slots.
 __device__ __forceinline__ void choose_at_last(const GemvArgs& a) {
   char* memory = shared_memory();
-  if (!is_last_block(a.choice.arrived, reinterpret_cast<int*>(memory))) return;
+  if (!is_last_block(a.choice.arrived, static_cast<int>(gridDim.x), reinterpret_cast<int*>(memory)))
+    return;
   const Output& o = a.out[0];
   const int k = a.choice.k, r = static_cast<int>(threadIdx.x) / 32;
   block_sync();  // all know it

@@ -170,6 +170,8 @@ void launch_prepare(const Queue& q, const Source& s, int m, int int8, const Matr
 void launch_read(const Queue& q, const void* p, std::size_t bytes, int* sum);
 void launch_swiglu(const Queue& q, const float* gate, const float* up, std::int64_t n, float* y);
 void launch_embedding(const Queue& q, const Matrix& w, const int* ids, int m, float* h);
+// Words of pinned memory as they are when it runs, for early readers too: no launch overlaps it.
+void launch_take(const Queue& q, void* to, const void* pinned, std::size_t bytes);
 void launch_gather(const Queue& q, const float* src, const int* rows, int m, std::int64_t width,
                    float* dst);
 
@@ -181,7 +183,9 @@ struct KvLayer {
   float *key_scales, *value_scales;
   int fixed;  // int16, else fp32
   int kv_heads, head_dim, positions;
+  int* arrived;  // attend_step's own, of any layer: [kMaxRows][kv_heads][kAttendCluster] zeros
 };
+inline constexpr int kAttendCluster = 8;
 struct Place {  // as RowPlace
   int slot, position;
 };
@@ -205,15 +209,14 @@ struct AttendArgs {
   const Place* rows;
   KvLayer cache;
   float* out;
-  float* parts;  // [m][heads][splits][2 + head_dim]
+  float* parts;  // [m][heads][splits][2 + head_dim]; attend_step: [..][kAttendCluster][2 + eighth]
   int splits;    // of the longest row
   bool in_runs;  // rows 8 i .. 8 i + 7 are of one sequence
 };
 void launch_attention(const Queue& q, const AttendArgs& a);
-void launch_combine(const Queue& q, const AttendArgs& a);  // its last part
 
 // rope_cache and attention in one launch (attention_step.cu), for up to kMaxRows rows of different
-// sequences. Of `rope` q_out, and of `attend` q, rows and cache, are not looked at.
+// sequences. Of `rope` q_out, and of `attend` q and rows, are not looked at.
 struct AttendStepArgs {
   RopeArgs rope;
   AttendArgs attend;
@@ -329,7 +332,7 @@ bool can_experts_down(const Queue& q, const Matrix& w, ExpertsDownArgs& a);
 void launch_experts_down(const Queue& q, const ExpertsDownArgs& a);
 
 // ops/top_logits.h; scratch: top_logits_scratch() bytes.
-inline constexpr int kTopLogitsRun = 4096, kTopLogitsKept = 64;
+inline constexpr int kTopLogitsRun = 2048, kTopLogitsKept = 64;
 constexpr int top_logits_runs(std::int64_t n) {
   return static_cast<int>((n + kTopLogitsRun - 1) / kTopLogitsRun);
 }

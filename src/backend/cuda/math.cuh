@@ -67,4 +67,18 @@ __device__ __forceinline__ float add_sixteen(float x) {
   return x;
 }
 
+// Whether `all` blocks have come here, this one last; then what they wrote may be read, past the
+// first cache. arrived: zero before and after. flag: of shared memory.
+__device__ __forceinline__ bool is_last_block(int* arrived, int all, int* flag) {
+  block_sync();
+  if (threadIdx.x == 0) {
+    fence();
+    const bool last = atomic_add(arrived, 1) + 1 == all;
+    if (last) fence(), *arrived = 0;  // for the next launch
+    *flag = last;
+  }
+  block_sync();
+  return *flag != 0;
+}
+
 }  // namespace nibble::NIBBLE_CUDA_NS

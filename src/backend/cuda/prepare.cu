@@ -107,6 +107,11 @@ __global__ void __launch_bounds__(kThreads)
   for (std::int64_t c = threadIdx.x; c < width; c += kThreads) dst[to + c] = src[from + c];
 }
 
+__global__ void __launch_bounds__(kThreads) take(const int* host, int n, int* to) {
+  start_next(), await_last();
+  for (int i = static_cast<int>(threadIdx.x); i < n; i += kThreads) to[i] = load_fresh(host + i);
+}
+
 unsigned blocks(std::int64_t n) { return static_cast<unsigned>(n); }
 
 }  // namespace
@@ -139,6 +144,11 @@ void launch_embedding(const Queue& q, const Matrix& w, const int* ids, int m, fl
   const int runs = (w.stages * kStage + kThreads - 1) / kThreads;
   launch<Begin::Late>(q, "embedding", embedding, dim3{blocks(m), blocks(runs)}, kThreads, 0, w, ids,
                       h);
+}
+void launch_take(const Queue& q, void* to, const void* pinned, std::size_t bytes) {
+  launch<Begin::Late>(q, "take", take, dim3{1}, kThreads, 0, static_cast<const int*>(pinned),
+                      static_cast<int>(bytes / sizeof(int)), static_cast<int*>(to));
+  q.alone = true;
 }
 void launch_gather(const Queue& q, const float* src, const int* rows, int m, std::int64_t width,
                    float* dst) {

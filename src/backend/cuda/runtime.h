@@ -20,8 +20,9 @@ struct Queue {
   // Of the last launch: shared memory of a block, if it is a stream everywhere; Begin::Wide.
   mutable std::size_t stream_bytes = 0;
   mutable bool wide = false;
-  bool clusters = false;    // the device has clusters of blocks
-  bool warpgroups = false;  // the device has warpgroup.h's instructions
+  mutable bool alone = false;  // the next launch begins when the last one has ended
+  bool clusters = false;       // the device has clusters of blocks
+  bool warpgroups = false;     // the device has warpgroup.h's instructions
 };
 
 struct Graph;  // recorded launches

@@ -95,8 +95,15 @@ __device__ __forceinline__ void soften(float* score, int pitch, int blocks,
   if (lane == 0) *sums = sum, *top = now;
 }
 
-// Dim d of a row and head (at: row * heads + head) is summed up over a split. gate: where its own
-// is, or null.
+// Dim d of a row and head (at: row * heads + head) is summed up over its only split. gate: where
+// its own is, or null.
+__device__ __forceinline__ void finish_whole(const AttendArgs& a, std::int64_t at, int d, float o,
+                                             float sum, const float* gate) {
+  o = fmaf(1.0f, o, 0.0f) / sum;
+  if (gate != nullptr) o = o * sigmoid(*gate);
+  a.out[at * a.cache.head_dim + d] = o;
+}
+// The same over a split.
 __device__ __forceinline__ void finish(const AttendArgs& a, std::int64_t at, int position,
                                        int split, int d, float o, float sum, float top,
                                        const float* gate) {
@@ -107,9 +114,7 @@ __device__ __forceinline__ void finish(const AttendArgs& a, std::int64_t at, int
     part[2 + d] = o;
     return;
   }
-  o = fmaf(1.0f, o, 0.0f) / sum;
-  if (gate != nullptr) o = o * sigmoid(*gate);
-  a.out[at * hd + d] = o;
+  finish_whole(a, at, d, o, sum, gate);
 }
 
 __device__ __forceinline__ void finish(const AttendArgs& a, std::int64_t at, int position,

@@ -79,18 +79,4 @@ __device__ __forceinline__ void choose(const float* logits, int experts, int k, 
   for (int s = lane; s < k; s += kLanes) weights[s] = exps[s] / sum;
 }
 
-// Whether all other blocks have come here before this one; then what they wrote may be read, past
-// the first cache. flag: of shared memory.
-__device__ __forceinline__ bool is_last_block(int* arrived, int* flag) {
-  block_sync();
-  if (threadIdx.x == 0) {
-    fence();
-    const bool last = atomic_add(arrived, 1) + 1 == static_cast<int>(gridDim.x);
-    if (last) fence(), *arrived = 0;  // for the next launch
-    *flag = last;
-  }
-  block_sync();
-  return *flag != 0;
-}
-
 }  // namespace nibble::NIBBLE_CUDA_NS
