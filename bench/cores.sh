@@ -62,11 +62,13 @@ command_of() {
   printf '#!/bin/sh\nexec %s "%s/bin/%s" "$@"\n' "${loader[*]}" "$carry" "$1" >"/tmp/$1"
   chmod +x "/tmp/$1"
 }
-# SHAPE THREADS ROUNDS
+# SHAPE THREADS ROUNDS [ACTIVATIONS]
 peer() {
+  local mode=${4:-int16}
   python3 bench/peers/compare_llama_cpp.py "$gguf" --threads "$2" --rounds "$3" --generate 24 \
     --llama-bench /tmp/llama-bench --nibble /tmp/nibble \
-    --out "$out/llama_cpp-$1.Q4_0-int16-$(nproc)cores-$2.json" 2>/dev/null
+    --nibble-args "--repeat 1 --activations $mode" \
+    --out "$out/llama_cpp-$1.Q4_0-$mode-$(nproc)cores-$2.json" 2>/dev/null
 }
 stage_peers() {
   local shape
@@ -79,6 +81,7 @@ stage_peers() {
     echo "$shape"
     gguf "$shape"
     peer "$shape" "$all" 3
+    peer "$shape" "$all" 3 int8
     peer "$shape" "$some" 2
   done
 }

@@ -111,8 +111,15 @@ stage_sanitize() {
       tail -3 || echo "exit $?"
     tests=(test_gpu '--gtest_filter=*DecodesInCompany*:*HasTheCpusBits*')
     [ "$tool" != racecheck ] || tests=(test_ops "--gtest_filter=$some")  # whole models take hours
-    run "${tests[@]}" 2>&1 | tail -3 || echo "exit $?"
+    run "${tests[@]}" 2>&1 | named_races || echo "exit $?"
   done
+}
+# The last lines, after the places that the tool names, the most frequent first.
+named_races() {
+  awk '/access at /{sub(/.*access at /, ""); sub(/\+0x.*/, ""); ++n[$0]}
+    {last[NR % 3] = $0}
+    END{for (k in n) print n[k], k | "sort -rn | head"; close("sort -rn | head")
+        for (i = NR - 2; i <= NR; ++i) if (i > 0) print last[i % 3]}'
 }
 # Every kernel of the first step, which is not yet a graph: ncu fails on this program's graphs.
 stage_profile() {
@@ -177,6 +184,8 @@ peer() {
   PYTHONPATH=/tmp/site python3 bench/peers/make_gguf.py "$1" "$file"
   timeout 150 "$bin/llama-bench" -m "$file" -fa 1 -ngl 99 -p 2048 -n 128 -d 0,4096 -r 3
   timeout 100 "$bin/llama-batched-bench" -m "$file" -fa 1 -ngl 99 -npp 128 -ntg 64 -npl 8 -c 4096
+  with=(timeout 100)  # loading: the file is warm
+  run nibble bench model "$file" --device cuda --prompt 0 --generate 32 --depth 128 --batch 1 --repeat 1
   rm "$file"
   model "$1"
 }
