@@ -22,6 +22,13 @@ bool has_amx() {
   return granted;
 }
 
+// AMD's family 26 (Zen 5) and later.
+bool is_zen5() {
+  unsigned most = 0, a = 0, b = 0, c = 0, d = 0;
+  if (__get_cpuid(0, &most, &b, &c, &d) == 0 || b != 0x68747541) return false;  // "Auth"entic AMD
+  return __get_cpuid(1, &a, &b, &c, &d) != 0 && (a >> 8 & 15) + (a >> 20 & 255) >= 26;
+}
+
 constexpr const char* kNames[kIsaCount] = {"scalar", "avx2",        "avx-vnni",
                                            "avx512", "avx512-vnni", "amx-int8"};
 
@@ -32,6 +39,11 @@ Kernels with(void (*some)(Kernels&), Kernels others, Isa isa) {
 }
 
 }  // namespace
+
+bool first_cache_streams() {
+  static const bool does = is_zen5();
+  return does;
+}
 
 bool isa_supported(Isa isa) {
   switch (isa) {

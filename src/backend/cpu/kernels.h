@@ -160,6 +160,7 @@ struct Kernels {
 enum class Isa : std::uint8_t { Scalar, Avx2, AvxVnni, Avx512, Avx512Vnni, AmxInt8 };
 inline constexpr int kIsaCount = 6;
 
+bool first_cache_streams();       // whether weights asked for early had best go there
 bool isa_supported(Isa isa);      // by this CPU
 const Kernels& kernels(Isa isa);  // throws Error when not supported
 Isa best_isa();

@@ -96,19 +96,24 @@ inline void add_unit(const TileWeight& w, const std::uint8_t* codes, const Unit&
   }
 }
 
-// How far ahead of the sum weights are brought into the second cache. The first has no room for as
-// many misses as cover memory's latency, and the hardware's own streams end at every page.
+// How far ahead of the sum weights are brought into the second cache; most first ones have no room
+// for as many misses as cover memory's latency. The hardware's own streams end at every page.
 constexpr std::int64_t kAhead = 16384;  // bytes of codes
 
 // Always inline: GCC takes a function that only prefetches for one without effect, and drops calls.
-[[gnu::always_inline]] inline void prefetch(const std::uint8_t* p, std::int64_t bytes) {
-  for (std::int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(p + b, 0, 2);
+[[gnu::always_inline]] inline void prefetch(const std::uint8_t* p, std::int64_t bytes,
+                                            bool first_cache) {
+  if (first_cache)
+    for (std::int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(p + b, 0, 3);
+  else
+    for (std::int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(p + b, 0, 2);
 }
 
 // Brings what a thread streams next, up to the tile before `ahead`, while it works on tile t.
 struct Ahead {
   const TileWeight& w;
   std::int64_t bytes, scales, scale_bytes;
+  bool first_cache = first_cache_streams();
   inline Ahead(const TileWeight& weight, std::int64_t t, std::int64_t ahead)
       : w(weight),
         bytes((ahead - t) * w.tile_bytes - kAhead),        // of this tile on
@@ -119,9 +124,10 @@ struct Ahead {
                                            std::int64_t scale_at) const {
     const std::int64_t offset = static_cast<std::int64_t>(u.chunk) * chunk_bytes(T);
     if (offset >= bytes) return;
-    prefetch(codes + offset + kAhead, u.chunks * chunk_bytes(T));
-    if (is_quantised(T)) prefetch(w.scales + (scale_at + scales) * scale_bytes, 1);
-    if (T == WeightType::Int4Aff) prefetch(w.offsets + (scale_at + scales) * scale_bytes, 1);
+    prefetch(codes + offset + kAhead, u.chunks * chunk_bytes(T), first_cache);
+    if (is_quantised(T)) prefetch(w.scales + (scale_at + scales) * scale_bytes, 1, first_cache);
+    if (T == WeightType::Int4Aff)
+      prefetch(w.offsets + (scale_at + scales) * scale_bytes, 1, first_cache);
   }
 };
 
