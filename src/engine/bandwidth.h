@@ -29,7 +29,7 @@ class ReadProbe {
 
  private:
   ThreadPool pool_;
-  std::uint64_t words_ = 0;  // a thread
+  std::uint64_t words_ = 0;   // a thread
   bool first_cache_ = false;  // where lines asked for early go
   struct Free {
     void operator()(std::uint64_t* p) const { std::free(p); }
