@@ -170,7 +170,8 @@ void launch_prepare(const Queue& q, const Source& s, int m, int int8, const Matr
 void launch_read(const Queue& q, const void* p, std::size_t bytes, int* sum);
 void launch_swiglu(const Queue& q, const float* gate, const float* up, std::int64_t n, float* y);
 void launch_embedding(const Queue& q, const Matrix& w, const int* ids, int m, float* h);
-// Words of pinned memory as they are when it runs, for early readers too: no launch overlaps it.
+// bytes (a multiple of 4) of pinned memory as they are when it runs, for early readers too: no
+// launch overlaps it.
 void launch_take(const Queue& q, void* to, const void* pinned, std::size_t bytes);
 void launch_gather(const Queue& q, const float* src, const int* rows, int m, std::int64_t width,
                    float* dst);
