@@ -10,7 +10,7 @@
 #include <string_view>
 #include <vector>
 
-#include "ops/add_rmsnorm_linear.h"
+#include "ops/add_rmsnorm_linear_conv.h"
 #include "ops/attention.h"
 #include "ops/delta_rule_linear.h"
 #include "ops/embedding.h"
@@ -92,6 +92,11 @@ class Backend {
   virtual void top_logits(const TopLogitsArgs& a) = 0;
   virtual void linear(const LinearArgs& a) = 0;
   virtual void add_rmsnorm_linear(const AddRmsNormLinearArgs& a) = 0;
+  // u of the convolution is y of the first output. A backend may do both at once.
+  virtual void add_rmsnorm_linear_conv(const AddRmsNormLinearArgs& a, const CausalConvArgs& c) {
+    check(a, c);
+    add_rmsnorm_linear(a), causal_conv(c);
+  }
   virtual void rope_cache(const RopeCacheArgs& a) = 0;
   virtual void attention(const AttentionArgs& a) = 0;
   // A backend may do both at once.

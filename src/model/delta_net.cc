@@ -45,18 +45,18 @@ class DeltaNet final : public HalfLayer {
                                         {z_.get(), nullptr, z_out_, d.value_width()},
                                         {b_.get(), nullptr, b_out_, d.value_heads},
                                         {a_.get(), nullptr, a_out_, d.value_heads}};
-    p.run(p.fused(norm_, projections));
+    p.backend_.add_rmsnorm_linear_conv(p.fused(norm_, projections), {.u = qkv_out_,
+                                                                     .weight = f32(taps_),
+                                                                     .m = p.m,
+                                                                     .rows = p.args.rows.data(),
+                                                                     .state = p.args.delta,
+                                                                     .layer = state_,
+                                                                     .y = conv_});
+    p.turn();
     p.finite(layer_, "in_proj_qkv", qkv_out_, p.m * d.channels());
     p.finite(layer_, "in_proj_z", z_out_, p.m * d.value_width());
     p.finite(layer_, "in_proj_b", b_out_, p.m * d.value_heads);
     p.finite(layer_, "in_proj_a", a_out_, p.m * d.value_heads);
-    p.backend_.causal_conv({.u = qkv_out_,
-                            .weight = f32(taps_),
-                            .m = p.m,
-                            .rows = p.args.rows.data(),
-                            .state = p.args.delta,
-                            .layer = state_,
-                            .y = conv_});
     const LinearOutput out{out_.get(), nullptr, p.delta_out, p.c.hidden};
     p.backend_.delta_rule_linear({.rule = {.qkv = conv_,
                                            .a = a_out_,

@@ -152,6 +152,14 @@ TEST(Linear, LongSums) {
         check_case({WeightType::Int4, 40, k, m, k == 2560 ? 64 : 128, pieces, true},
                    m == 3 ? Activations::Int8 : Activations::Int16);
 }
+// Shards' pieces; rows of W enough for blocks that have several tiles of a piece.
+TEST(Linear, LongSumsOfShards) {
+  for (const int pieces : {2, 4, 8})
+    for (const std::int64_t k : {4352, 8192})
+      for (const int m : {2, 4, 7})
+        check_case({WeightType::Int4, 300, k, m, 64, pieces, true},
+                   m == 4 ? Activations::Int8 : Activations::Int16);
+}
 
 // Every unit is in one segment, a segment in one piece; a piece has as many as it should, of four
 // blocks at least, and each ends where segment_after() says.

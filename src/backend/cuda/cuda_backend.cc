@@ -29,7 +29,7 @@ CudaBackend::CudaBackend(int threads, int blocks, int schedule, bool small, bool
     q_.shared_limit = 99 << 10, q_.shared_total = 100 << 10, q_.clusters = q_.warpgroups = false;
   q_.blocks = blocks, q_.schedule = schedule;
   post_ = alloc_host(kPostBytes), inbox_ = alloc_host(kInboxBytes);
-  arrived_ = {sizeof(int), "a count of blocks"};
+  arrived_ = {(1 + kMaxRuns) * sizeof(int), "counts of blocks"};
   clear(q_, arrived_.get(), arrived_.size());
 }
 CudaBackend::~CudaBackend() {

@@ -46,6 +46,12 @@ class CudaWeight final : public Weight {
   Matrix matrix_;
 };
 
+// What follows a product, of its first output: a choice of experts, a convolution.
+struct After {
+  Choice choice = {};
+  ConvArgs conv = {};
+};
+
 class CudaBackend final : public Backend {
  public:
   // threads: that pack weights. For tests: blocks, schedule (runtime.h, Queue); small: no more
@@ -80,6 +86,7 @@ class CudaBackend final : public Backend {
   void top_logits(const TopLogitsArgs& a) override;
   void linear(const LinearArgs& a) override;
   void add_rmsnorm_linear(const AddRmsNormLinearArgs& a) override;
+  void add_rmsnorm_linear_conv(const AddRmsNormLinearArgs& a, const CausalConvArgs& c) override;
   void rope_cache(const RopeCacheArgs& a) override;
   void attention(const AttentionArgs& a) override;
   void rope_attention(const RopeCacheArgs& rope, const AttentionArgs& a) override;
@@ -109,19 +116,19 @@ class CudaBackend final : public Backend {
     static_assert(sizeof(Place) == sizeof(RowPlace));
     return on_device("row places", reinterpret_cast<const Place*>(rows), m);
   }
-  // y = W x for a source of rows, whatever the weights' types and the plan; and a choice of experts
-  // by the first output.
+  // y = W x for a source of rows, whatever the weights' types and the plan.
   void multiply(const Source& s, std::int64_t m, Activations activations,
                 std::span<const LinearOutput> outputs, Epilogue epilogue, Plan plan,
-                const Choice& choice = {});
+                const After& after = {});
   // Whether a product can be taken in fp16, whatever its rows: a matter of the weights alone.
   bool takes_half(const MultiplyArgs& a) const;
   Fixed half_rows(const char* name, const Source& s, std::int64_t rows, const Matrix& w);
   bool experts_half(const ExpertsArgs& a);  // false: its weights are not for that
   void multiply_kind(Source s, std::int64_t m, Activations activations,
                      std::span<const LinearOutput> outputs, Epilogue epilogue, Plan plan,
-                     bool fixed, const Choice& choice);
-  void norm_linear(const AddRmsNormLinearArgs& a, const Choice& choice);
+                     bool fixed, const After& after);
+  void norm_linear(const AddRmsNormLinearArgs& a, const After& after);
+  ConvArgs conv_args(const CausalConvArgs& a);
   // run(fused) launches a plan. guess: where nothing is known, and nothing can be measured now.
   using PlanKey = std::vector<std::int64_t>;
   bool is_fused_faster(const PlanKey& key, bool guess, const std::function<void(bool)>& run);
@@ -134,7 +141,7 @@ class CudaBackend final : public Backend {
 
   Queue q_;
   ThreadPool pool_;
-  Block arrived_;  // Choice
+  Block arrived_;  // Choice's count of blocks, then gemv_pieces'
   // Small uploads pass through here, so that the host need not wait for them.
   static constexpr std::size_t kPostBytes = std::size_t{1} << 20;
   Buffer post_;

@@ -58,12 +58,14 @@ std::unique_ptr<DeltaState> CudaBackend::make_delta_state(const DeltaShape& shap
   return std::make_unique<CudaDeltaState>(shape, q_);
 }
 
-void CudaBackend::causal_conv(const CausalConvArgs& a) {
-  check(a);
+ConvArgs CudaBackend::conv_args(const CausalConvArgs& a) {
   const auto& state = static_cast<const CudaDeltaState&>(*a.state);
   row_runs("causal_conv", a.rows, a.m, state.shape());
-  launch_conv(
-      q_, {a.u, a.weight, static_cast<int>(a.m), places(a.rows, a.m), state.layer(a.layer), a.y});
+  return {a.u, a.weight, static_cast<int>(a.m), places(a.rows, a.m), state.layer(a.layer), a.y};
+}
+void CudaBackend::causal_conv(const CausalConvArgs& a) {
+  check(a);
+  launch_conv(q_, conv_args(a));
 }
 
 void CudaBackend::delta_rule(const DeltaRuleArgs& a) {

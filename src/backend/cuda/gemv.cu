@@ -64,23 +64,31 @@ std::size_t row_bytes(const MultiplyArgs& a) {
 }
 
 using Kernel = void (*)(GemvArgs);
+// Which kernels convolve; elsewhere that is a launch of its own.
+template <int Octets, Rows From>
+constexpr bool has_conv() {
+  return Octets == 2 && From == Rows::Copied;
+}
+template <int Octets, int Slot, Rows From>
+Kernel kernel_of(bool chosen, bool conv) {
+  constexpr bool kNorm = From == Rows::NormOfFew || From == Rows::NormOfMany;
+  if constexpr (has_conv<Octets, From>())
+    if (conv) return gemv<Octets, Slot, From, false, true>;
+  return chosen ? gemv<Octets, Slot, From, !kNorm, false> : gemv<Octets, Slot, From, false, false>;
+}
 template <int Octets, int Slot>
-Kernel kernel_of(Rows from, bool chosen) {
-  if (chosen)
-    return from == Rows::Global   ? gemv<Octets, Slot, Rows::Global, true>
-           : from == Rows::Copied ? gemv<Octets, Slot, Rows::Copied, true>
-                                  : gemv<Octets, Slot, Rows::Plain, true>;
+Kernel kernel_of(Rows from, bool chosen, bool conv) {
   switch (from) {
     case Rows::Global:
-      return gemv<Octets, Slot, Rows::Global, false>;
+      return kernel_of<Octets, Slot, Rows::Global>(chosen, conv);
     case Rows::Copied:
-      return gemv<Octets, Slot, Rows::Copied, false>;
+      return kernel_of<Octets, Slot, Rows::Copied>(chosen, conv);
     case Rows::NormOfFew:
-      return gemv<Octets, Slot, Rows::NormOfFew, false>;
+      return kernel_of<Octets, Slot, Rows::NormOfFew>(chosen, conv);
     case Rows::NormOfMany:
-      return gemv<Octets, Slot, Rows::NormOfMany, false>;
+      return kernel_of<Octets, Slot, Rows::NormOfMany>(chosen, conv);
     default:
-      return gemv<Octets, Slot, Rows::Plain, false>;
+      return kernel_of<Octets, Slot, Rows::Plain>(chosen, conv);
   }
 }
 
@@ -111,6 +119,11 @@ bool can_choose(const MultiplyArgs& a, const Choice& c) {
                                 static_cast<std::size_t>(2 * kRowWarps * slot_bytes(kShortSlot));
 }
 
+bool can_convolve(const MultiplyArgs& a, const ConvArgs& c) {
+  return c.m <= kMaxRows && c.state.taps == kConvTaps && c.state.channels % kTile == 0 &&
+         a.out[0].w.n == c.state.channels && a.out[0].y == c.u && a.out[0].ldy == c.state.channels;
+}
+
 void launch_gemv(const Queue& q, const MultiplyArgs& from) {
   GemvArgs a;
   const bool fused = from.fixed.words == nullptr;
@@ -122,13 +135,7 @@ void launch_gemv(const Queue& q, const MultiplyArgs& from) {
   if (copied) shared += more;
   a.meta_pitch = a.stages + copied;  // so that rows lie in different banks
   if (own) a.copy_rows = a.m;
-  // Two of these must not lie on one multiprocessor while another has none: where not all can take
-  // one at once (blocks of the last launch, if that was no stream, leave some no room for two; a
-  // stream's leave none for one), they would come to those that are free first.
-  constexpr std::size_t kReserved = 1024;  // by the driver, a block
-  const std::size_t half = q.shared_total / 2 - kReserved;
-  if (shared <= half && (q.stream_bytes == 0 || q.stream_bytes + shared > 2 * half))
-    shared = half + 16;
+  shared = alone(q, shared);
   a.ahead = q.ahead / kRowWarps / kCodeBytes;
   const int most = q.blocks > 0 ? q.blocks : q.multiprocessors,
             jobs = from.tasks != nullptr || from.ids != nullptr ? a.jobs * from.max_tasks : a.jobs;
@@ -138,9 +145,12 @@ void launch_gemv(const Queue& q, const MultiplyArgs& from) {
                          : is_few(from.source)               ? Rows::NormOfFew
                                                              : Rows::NormOfMany;
   const bool chosen = from.tasks != nullptr || from.ids != nullptr;
+  const bool has_conv = from.conv.y != nullptr,
+             conv = has_conv && a.width > 4 && rows_from == Rows::Copied;
+  a.conv = from.conv;
   const Kernel kernel = (a.width > 4 ? is_short ? kernel_of<2, kShortSlot> : kernel_of<2, kLongSlot>
                          : is_short ? kernel_of<1, kShortSlot>
-                                     : kernel_of<1, kLongSlot>)(rows_from, chosen);
+                                     : kernel_of<1, kLongSlot>)(rows_from, chosen, conv);
   const int blocks = jobs < most ? jobs : most;
   a.all_jobs = jobs, a.by_blocks = divider(blocks);
   const dim3 grid{static_cast<unsigned>(blocks)};
@@ -148,6 +158,7 @@ void launch_gemv(const Queue& q, const MultiplyArgs& from) {
     launch<Begin::Wide>(q, "gemv", kernel, grid, kRowThreads, shared, a);
   else
     launch<Begin::Stream>(q, "gemv", kernel, grid, kRowThreads, shared, a);
+  if (has_conv && !conv) launch_conv(q, from.conv);
 }
 
 }  // namespace nibble::NIBBLE_CUDA_NS

@@ -41,8 +41,43 @@ __device__ __forceinline__ void choose_at_last(const GemvArgs& a) {
 // a launch does not run costs it registers and its way through the instruction caches.
 enum class Rows : int { Global, Copied, NormOfFew, NormOfMany, Plain };
 
-// Chosen: by tasks or ids.
-template <int Octets, int Slot, Rows From, bool Chosen>
+// A row's causal convolution (causal_conv.cu, whose order this is): `value` is u of channel c. Who
+// stores a channel's u has its state alone.
+constexpr int kConvTaps = 4;
+__device__ __forceinline__ void convolve(const ConvArgs& a, int row, int c, float value) {
+  const Place place = a.rows[row];
+  const std::int64_t channels = a.state.channels;
+  float* const state = a.state.conv + place.slot * a.state.conv_slot + c;
+  float w[kConvTaps], x[kConvTaps];
+#pragma unroll
+  for (int i = 0; i < kConvTaps; ++i) {
+    w[i] = a.weight[i * channels + c];
+    x[i] = i + 1 == kConvTaps ? value : place.position == 0 ? 0.0f : state[i * channels];
+  }
+  float y = w[0] * x[0];
+#pragma unroll
+  for (int i = 1; i < kConvTaps; ++i) y = fmaf(w[i], x[i], y);
+#pragma unroll
+  for (int i = 1; i < kConvTaps; ++i) state[(i - 1) * channels] = x[i];
+  a.y[row * channels + c] = silu(y);
+}
+// Asks the second cache for what that reads, of tiles begin .. end of W: nobody else has written it
+// since the last step.
+__device__ __forceinline__ void ask_for_state(const ConvArgs& a, int begin, int end) {
+  constexpr int kPast = kConvTaps - 1;
+  const int channels = a.state.channels, each = kConvTaps + a.m * kPast;
+  if (end * kTile > channels) end = channels / kTile;
+  for (int i = static_cast<int>(threadIdx.x); i < (end - begin) * each; i += kRowThreads) {
+    const int tile = begin + i / each, at = i % each - kConvTaps, row = at / kPast;
+    const float* from = at < 0 ? a.weight + (at + kConvTaps) * std::int64_t{channels}
+                               : a.state.conv + load_fresh(&a.rows[row].slot) * a.state.conv_slot +
+                                     (at - row * kPast) * std::int64_t{channels};
+    prefetch(from + tile * kTile, kTile * sizeof(float));
+  }
+}
+
+// Chosen: by tasks or ids. Conv: output 0 goes through a causal convolution, too.
+template <int Octets, int Slot, Rows From, bool Chosen, bool Conv>
 __global__ void __launch_bounds__(kRowThreads, Octets == 1 ? 2 : 1)
     gemv(const __grid_constant__ GemvArgs a) {
   const int tid = static_cast<int>(threadIdx.x), lane = tid % 32, warp = tid / 32;
@@ -118,6 +153,7 @@ __global__ void __launch_bounds__(kRowThreads, Octets == 1 ? 2 : 1)
   if (!late)
     ask_ahead<Chosen>(a, outputs, begin + team, teams, has_part ? end : begin, first, last,
                       a.parts_of_warp > 1 ? 2 : 2 * Slot);
+  if constexpr (Conv) ask_for_state(a.conv, begin, end);
 
   const uint4* words = reinterpret_cast<const uint4*>(own_words);
   RowMeta* const own_meta = reinterpret_cast<RowMeta*>(own_words + a.copy_rows * a.stages * 128);
@@ -279,6 +315,8 @@ __global__ void __launch_bounds__(kRowThreads, Octets == 1 ? 2 : 1)
           v[1] = sum;
       }
       if (!a.pieces) o.y[y_row * o.ldy + n] = a.swiglu ? silu(v[0]) * v[1] : v[0];
+      if constexpr (Conv)
+        if (out == 0) convolve(a.conv, m, n, v[0]);
     }
   }
   if (!Chosen && a.choice.k > 0) choose_at_last(a);

@@ -112,6 +112,24 @@ constexpr std::size_t top_k_bytes(int experts, int k) {
   return (static_cast<std::size_t>(experts) * 5 + static_cast<std::size_t>(k) * 4 + 15) / 16 * 16;
 }
 
+struct Place {  // as RowPlace
+  int slot, position;
+};
+// One layer of a gated delta net's state, as the CPU keeps it: conv [slot][tap][channel], oldest
+// first; rule [slot][head][value_dim / 16][key_dim][16].
+struct DeltaLayer {
+  float *conv, *rule;
+  int key_heads, value_heads, key_dim, value_dim, taps, channels;
+  std::int64_t conv_slot, rule_slot;  // floats of a slot
+};
+struct ConvArgs {
+  const float *u, *weight;
+  int m;
+  const Place* rows;
+  DeltaLayer state;
+  float* y;
+};
+
 enum class Finish : int { Store, SwiGlu, Pieces };  // Pieces: y [row][piece][ldy], not added
 
 struct MultiplyArgs {
@@ -142,6 +160,7 @@ struct MultiplyArgs {
   int jobs = 0, round_stages = 0, slot_bytes = 0, entry_stride = 0, h_rows = 0;
   float* piece_sums = nullptr;  // [rows][kMaxPieces][ldy]
   Choice choice;                // gemv's, from rows of out[0].y, where can_choose()
+  ConvArgs conv = {};           // likewise where can_convolve(), of out[0].y; null y: none
 };
 
 // Whether m rows of this source can be prepared by every block itself.
@@ -151,8 +170,16 @@ void launch_multiply(const Queue& q, MultiplyArgs a, bool fixed);
 // The same, faster, for up to 8 rows or tasks, where weights and source allow it.
 bool can_gemv(const Queue& q, const MultiplyArgs& a);
 bool can_fuse_gemv(const Queue& q, const MultiplyArgs& a);
-bool can_choose(const MultiplyArgs& a, const Choice& c);  // where can_gemv()
+bool can_choose(const MultiplyArgs& a, const Choice& c);      // where can_gemv()
+bool can_convolve(const MultiplyArgs& a, const ConvArgs& c);  // rows of different sequences
 void launch_gemv(const Queue& q, const MultiplyArgs& a);
+// The same of plain rows and one row-parallel matrix whose pieces are equally long, a piece a
+// block. scratch: as many floats as gemv_pieces_scratch() says; arrived: kMaxRuns zeros, before and
+// after.
+inline constexpr int kMaxRuns = 256;
+bool can_gemv_pieces(const Queue& q, const MultiplyArgs& a);
+std::size_t gemv_pieces_scratch(const MultiplyArgs& a);
+void launch_gemv_pieces(const Queue& q, const MultiplyArgs& a, float* scratch, int* arrived);
 // The same for many rows (prepared before, in `fixed`), where the weights allow it: the same bits.
 // scratch: as many floats as gemm_scratch() says.
 bool can_gemm(const MultiplyArgs& a);
@@ -187,9 +214,6 @@ struct KvLayer {
   int* arrived;  // attend_step's own, of any layer: [kMaxRows][kv_heads][kAttendCluster] zeros
 };
 inline constexpr int kAttendCluster = 8;
-struct Place {  // as RowPlace
-  int slot, position;
-};
 struct RopeArgs {
   const float *q, *k, *v;
   const float *q_norm, *k_norm;  // or null
@@ -248,20 +272,6 @@ bool can_attend_half(const Queue& q, const KvLayer& c);
 std::size_t half_tile_bytes(int head_dim);
 void launch_attention_half(const Queue& q, const HalfAttendArgs& h);
 
-// One layer of a gated delta net's state, as the CPU keeps it: conv [slot][tap][channel], oldest
-// first; rule [slot][head][value_dim / 16][key_dim][16].
-struct DeltaLayer {
-  float *conv, *rule;
-  int key_heads, value_heads, key_dim, value_dim, taps, channels;
-  std::int64_t conv_slot, rule_slot;  // floats of a slot
-};
-struct ConvArgs {
-  const float *u, *weight;
-  int m;
-  const Place* rows;
-  DeltaLayer state;
-  float* y;
-};
 void launch_conv(const Queue& q, const ConvArgs& a);
 struct RuleArgs {
   const float *qkv, *a, *b, *a_log, *dt_bias;

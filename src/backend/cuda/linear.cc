@@ -23,6 +23,9 @@ bool worth_fusing(const Source& s, std::int64_t m) {
   return m * s.k <= (s.kind == Source::Norm ? 16384 : 2048);
 }
 
+// Where rows are long, and a piece of them is what a block can well round itself.
+constexpr std::int64_t kLongRows = 16384;
+
 }  // namespace
 
 Fixed CudaBackend::fixed_rows(const char* name, std::int64_t rows, const Matrix& w, bool straight) {
@@ -48,7 +51,7 @@ Fixed CudaBackend::half_rows(const char* name, const Source& s, std::int64_t row
 // Outputs that all take integers, or all fp32.
 void CudaBackend::multiply_kind(Source s, std::int64_t m, Activations activations,
                                 std::span<const LinearOutput> outputs, Epilogue epilogue, Plan plan,
-                                bool fixed, const Choice& choice) {
+                                bool fixed, const After& after) {
   MultiplyArgs a;
   a.source = s, a.m = static_cast<int>(m), a.int8 = activations == Activations::Int8;
   for (const LinearOutput& o : outputs) a.out[a.outputs++] = {matrix(o), o.bias, o.y, o.ldy};
@@ -60,7 +63,14 @@ void CudaBackend::multiply_kind(Source s, std::int64_t m, Activations activation
   }
   const bool as_it_is = !fixed && s.kind == Source::Plain;  // fp32, and nothing to make of x
   const bool gemv = fixed && can_gemv(q_, a), gemm = fixed && m > kMaxRows && can_gemm(a);
-  const bool with_choice = choice.k > 0 && gemv && can_choose(a, choice);
+  if (fixed && plan == Plan::Auto && m <= kMaxRows && m * s.k >= kLongRows &&
+      can_gemv_pieces(q_, a))
+    return launch_gemv_pieces(q_, a, scratch<float>("sums of pieces", gemv_pieces_scratch(a)),
+                              arrived_.as<int>() + 1);
+  const Choice& choice = after.choice;
+  const bool with_choice = choice.k > 0 && gemv && can_choose(a, choice),
+             conv = after.conv.y != nullptr,
+             with_conv = conv && gemv && can_convolve(a, after.conv);
   if (with_choice) a.choice = choice;
   const auto run = [&](bool fused) {
     MultiplyArgs r = a;
@@ -89,13 +99,15 @@ void CudaBackend::multiply_kind(Source s, std::int64_t m, Activations activation
         key.push_back(x);
     fused = is_fused_faster(key, worth_fusing(s, m), run);
   }
+  if (with_conv) a.conv = after.conv;  // now that nothing is run again
   run(fused);
+  if (conv && !with_conv) launch_conv(q_, after.conv);
   if (choice.k > 0 && !with_choice) launch_top_k(q_, a.out[0].y, a.m, w.n, choice);
 }
 
 void CudaBackend::multiply(const Source& s, std::int64_t m, Activations activations,
                            std::span<const LinearOutput> outputs, Epilogue epilogue, Plan plan,
-                           const Choice& choice) {
+                           const After& after) {
   std::vector<LinearOutput> by_kind[2];  // fp32, integers
   for (const LinearOutput& o : outputs) by_kind[takes_integers(o, activations)].push_back(o);
   const bool mixed = !by_kind[0].empty() && !by_kind[1].empty();
@@ -119,7 +131,7 @@ void CudaBackend::multiply(const Source& s, std::int64_t m, Activations activati
     if (by_kind[fixed].empty()) continue;
     const bool first = by_kind[fixed][0].y == outputs[0].y;
     multiply_kind(once, m, activations, by_kind[fixed], epilogue, plan, fixed,
-                  first ? choice : Choice{});
+                  first ? after : After{});
     once.residual_out = once.normed = nullptr;  // written by the first launch
   }
 }
@@ -135,13 +147,22 @@ void CudaBackend::add_rmsnorm_linear(const AddRmsNormLinearArgs& a) {
   check(a);
   norm_linear(a, {});
 }
-void CudaBackend::norm_linear(const AddRmsNormLinearArgs& a, const Choice& choice) {
+// Measured: of up to 4 rows a launch of its own is faster, which comes while the products last and
+// keeps the delta rule's blocks from doing so.
+void CudaBackend::add_rmsnorm_linear_conv(const AddRmsNormLinearArgs& a, const CausalConvArgs& c) {
+  if (c.m <= kMaxRows / 2 || c.m > kMaxRows || a.activations == Activations::Half ||
+      !own_slots({c.rows, static_cast<std::size_t>(c.m)}))
+    return Backend::add_rmsnorm_linear_conv(a, c);
+  check(a, c);
+  norm_linear(a, {.conv = conv_args(c)});
+}
+void CudaBackend::norm_linear(const AddRmsNormLinearArgs& a, const After& after) {
   Source s;
   s.kind = Source::Norm, s.x = a.residual, s.other = a.delta, s.weight = a.weight;
   s.eps = a.eps, s.offset = a.unit_offset ? 1.0f : 0.0f, s.k = static_cast<int>(a.k);
   s.residual_out = a.residual_out, s.normed = a.normed;
   if (a.outputs.empty()) return launch_prepare(q_, s, static_cast<int>(a.m), 0, {}, {}, nullptr);
-  multiply(s, a.m, a.activations, a.outputs, a.epilogue, a.plan, choice);
+  multiply(s, a.m, a.activations, a.outputs, a.epilogue, a.plan, after);
 }
 
 void CudaBackend::gated_rmsnorm_linear(const GatedRmsNormLinearArgs& a) {

@@ -33,7 +33,8 @@ void CudaBackend::router(const RouterArgs& a) {
   AddRmsNormLinearArgs linear = linear_part(a, outputs);
   // Which experts a token has is the one thing that rounding could turn over.
   if (linear.activations == Activations::Half) linear.activations = Activations::Int16;
-  norm_linear(linear, {static_cast<int>(a.top_k), a.ids, a.weights, arrived_.as<int>()});
+  norm_linear(linear,
+              {.choice = {static_cast<int>(a.top_k), a.ids, a.weights, arrived_.as<int>()}});
 }
 
 void CudaBackend::experts(const ExpertsArgs& a) {

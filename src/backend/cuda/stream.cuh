@@ -11,6 +11,16 @@ inline constexpr int kCodeBytes = 512, kScaleBytes = 32;  // of a stage
 inline constexpr int kLongSlot = 5, kShortSlot = 3;
 constexpr int slot_bytes(int stages) { return stages * (kCodeBytes + kScaleBytes); }
 
+// Two streams' blocks must not lie on one multiprocessor while another has none: where not all can
+// take one at once (blocks of the last launch, if that was no stream, leave some no room for two; a
+// stream's leave none for one), they would come to those that are free first. The bytes to ask for.
+inline std::size_t alone(const Queue& q, std::size_t shared) {
+  constexpr std::size_t kReserved = 1024;  // by the driver, a block
+  const std::size_t half = q.shared_total / 2 - kReserved;
+  const bool two = shared <= half && (q.stream_bytes == 0 || q.stream_bytes + shared > 2 * half);
+  return two ? half + 16 : shared;
+}
+
 // A stage of a tile. codes: + 16 lane; scales: of this lane's two rows; x and y: of this lane.
 template <int Octets>
 __device__ __forceinline__ void add_stage(const char* codes, const char* scales,
@@ -68,6 +78,7 @@ struct GemvArgs {
   int split;
   Choice choice;
   int ahead;  // stages that a warp asks the second cache for before it waits for x
+  ConvArgs conv;
 };
 
 // The segments of one warp: of a piece, its own; of several parts, these; else one. Of an item that

@@ -82,6 +82,7 @@ inline int first_lane(bool is) {
 inline void spin(int) {}
 inline int load_fresh(const int* p) { return *p; }
 inline float load_fresh(const float* p) { return *p; }
+inline float4 load_fresh(const float4* p) { return *p; }
 inline void fence() {}
 inline void cluster_arrive() { emulate::cluster_arrive(); }
 inline void cluster_wait() { emulate::cluster_wait(); }

@@ -59,6 +59,7 @@ __device__ __forceinline__ void spin(int cycles) {
 // For what may be read before await_last(): past the first cache, which may hold an older value.
 __device__ __forceinline__ int load_fresh(const int* p) { return __ldcg(p); }
 __device__ __forceinline__ float load_fresh(const float* p) { return __ldcg(p); }
+__device__ __forceinline__ float4 load_fresh(const float4* p) { return __ldcg(p); }
 // Of a cluster's blocks (Hopper on; every thread, in turn): what was stored before arriving, in any
 // block's shared memory, is there for all after waiting. A block's memory may be stored to once it
 // has arrived, and until it leaves.
