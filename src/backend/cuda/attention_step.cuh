@@ -44,12 +44,10 @@ __device__ __host__ inline Room room(char* at, int group, int hd, int rotary) {
   return r;
 }
 
-// A word's two 16-bit integers. 2^23 + 2^15 + x has x in its low bits.
+// A word's two 16-bit integers. Two ways, so that neither pipe has all of it.
 __device__ __forceinline__ float2 two_floats(std::uint32_t word) {
-  const std::uint32_t w = word ^ 0x80008000u, high = 0x4b000000u;
-  const float bias = 8421376.0f;
-  return make_float2(bits_float(static_cast<int>(and_or(w, 0xffffu, high))) - bias,
-                     bits_float(static_cast<int>((w >> 16) | high)) - bias);
+  return make_float2(static_cast<float>(static_cast<std::int16_t>(word & 0xffffu)),
+                     static_cast<float>(static_cast<int>(word) >> 16));
 }
 
 // Scores of two heads, q and q + pitch, on positions lane and lane + 32 of the tile: [head][i].

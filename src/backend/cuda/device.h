@@ -17,8 +17,9 @@ namespace nibble::NIBBLE_CUDA_NS {
 // Where launches overlap, when one's blocks may come. Early: while the last launch runs. Late: when
 // that has ended. Stream: of weights, a block a multiprocessor; early too, and launch_gemv() sees
 // to it that two never lie on one multiprocessor while another has none. Wide: a stream whose
-// blocks take all registers, so that nothing but the next stream may come before its end.
-enum class Begin { Early, Late, Stream, Wide };
+// blocks take all registers, so that nothing but the next stream may come before its end. After:
+// early whatever came before, and lets the next one come when it has waited itself.
+enum class Begin { Early, Late, Stream, Wide, After };
 
 #ifdef __CUDACC__
 void check_launch(const char* kernel);
@@ -31,7 +32,8 @@ void launch_clusters(const Queue& q, const char* name, void (*kernel)(P...), uns
                      dim3 grid, unsigned threads, std::size_t shared, const A&... args) {
   set_shared(reinterpret_cast<const void*>(kernel), shared);
   const bool stream = When == Begin::Stream || When == Begin::Wide,
-             early = q.overlap && !q.alone && When != Begin::Late && (stream || !q.wide);
+             early = q.overlap && (When == Begin::After ||
+                                   (!q.alone && When != Begin::Late && (stream || !q.wide)));
   q.alone = false;
   // One of few blocks leaves multiprocessors empty: what comes next finds it no stream.
   q.stream_bytes = stream && static_cast<int>(grid.x) >= q.multiprocessors ? shared : 0;

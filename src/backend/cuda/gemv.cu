@@ -136,7 +136,7 @@ void launch_gemv(const Queue& q, const MultiplyArgs& from) {
   a.meta_pitch = a.stages + copied;  // so that rows lie in different banks
   if (own) a.copy_rows = a.m;
   shared = alone(q, shared);
-  a.ahead = q.ahead / kRowWarps / kCodeBytes;
+  a.ahead = a.width > 4 ? 0 : q.ahead / kRowWarps / kCodeBytes;
   const int most = q.blocks > 0 ? q.blocks : q.multiprocessors,
             jobs = from.tasks != nullptr || from.ids != nullptr ? a.jobs * from.max_tasks : a.jobs;
   const Rows rows_from = copied                              ? Rows::Copied

@@ -23,8 +23,8 @@ bool worth_fusing(const Source& s, std::int64_t m) {
   return m * s.k <= (s.kind == Source::Norm ? 16384 : 2048);
 }
 
-// Where rows are long, and a piece of them is what a block can well round itself.
-constexpr std::int64_t kLongRows = 16384;
+// So many values of x are better rounded by pieces.
+constexpr std::int64_t kManyValues = 4096;
 
 }  // namespace
 
@@ -63,7 +63,7 @@ void CudaBackend::multiply_kind(Source s, std::int64_t m, Activations activation
   }
   const bool as_it_is = !fixed && s.kind == Source::Plain;  // fp32, and nothing to make of x
   const bool gemv = fixed && can_gemv(q_, a), gemm = fixed && m > kMaxRows && can_gemm(a);
-  if (fixed && plan == Plan::Auto && m <= kMaxRows && m * s.k >= kLongRows &&
+  if (fixed && plan == Plan::Auto && m <= kMaxRows && m * s.k >= kManyValues &&
       can_gemv_pieces(q_, a))
     return launch_gemv_pieces(q_, a, scratch<float>("sums of pieces", gemv_pieces_scratch(a)),
                               arrived_.as<int>() + 1);

@@ -84,7 +84,7 @@ __device__ float element(const Matrix& w, const std::uint8_t* stage, const Stage
 }
 
 __global__ void __launch_bounds__(kThreads) embedding(Matrix w, const int* ids, float* h) {
-  start_next(), await_last();
+  start_next(false), await_last(), let_next();
   const int id = ids[blockIdx.x], tile = id / kTile, row = id % kTile;
   const std::uint8_t* codes = w.codes + static_cast<std::int64_t>(tile) * w.stages * w.stage_bytes;
   const std::uint8_t* records =
@@ -92,11 +92,13 @@ __global__ void __launch_bounds__(kThreads) embedding(Matrix w, const int* ids, 
   const int step = static_cast<int>(gridDim.y) * kThreads;
   for (int i = static_cast<int>(blockIdx.y * kThreads + threadIdx.x); i < w.stages * kStage;
        i += step) {
-    const Stage p = w.plan[i / kStage];
-    const int j = i % kStage, c = p.column + j;
+    const int s = i / kStage, j = i % kStage;
+    const bool known = w.regular && w.group_shift >= 0;  // a plan of one load less
+    const Stage p = known ? Stage{s * kStage, 2, 1, s >> w.group_shift} : w.plan[s];
+    const int c = p.column + j;
     if (j < 32 * p.chunks && c < w.k)
-      h[static_cast<std::int64_t>(blockIdx.x) * w.k + c] = element(
-          w, codes + static_cast<std::int64_t>(i / kStage) * w.stage_bytes, p, records, row, j);
+      h[static_cast<std::int64_t>(blockIdx.x) * w.k + c] =
+          element(w, codes + static_cast<std::int64_t>(s) * w.stage_bytes, p, records, row, j);
   }
 }
 
@@ -142,8 +144,8 @@ void launch_swiglu(const Queue& q, const float* gate, const float* up, std::int6
 }
 void launch_embedding(const Queue& q, const Matrix& w, const int* ids, int m, float* h) {
   const int runs = (w.stages * kStage + kThreads - 1) / kThreads;
-  launch<Begin::Late>(q, "embedding", embedding, dim3{blocks(m), blocks(runs)}, kThreads, 0, w, ids,
-                      h);
+  launch<Begin::After>(q, "embedding", embedding, dim3{blocks(m), blocks(runs)}, kThreads, 0, w,
+                       ids, h);
 }
 void launch_take(const Queue& q, void* to, const void* pinned, std::size_t bytes) {
   launch<Begin::Late>(q, "take", take, dim3{1}, kThreads, 0, static_cast<const int*>(pinned),
