@@ -53,12 +53,15 @@ StressResult stress(const Case& c, Activations activations, int threads, std::in
 
 namespace {
 
-// A chain of calls on m rows of input: residual_out of one is the residual of the next.
+// A chain of calls on m rows of input: residual_out of one is the residual of the next. down, of a
+// row for each column of w: what it makes of y is then the next one's delta.
 class Chain {
  public:
-  Chain(Backend& b, const Weight& w, const Inputs& in, Activations a, std::int64_t m, int calls)
+  Chain(Backend& b, const Weight& w, const Weight* down, const Inputs& in, Activations a,
+        std::int64_t m, int calls)
       : b_(b),
         w_(w),
+        down_(down),
         in_(in),
         activations_(a),
         m_(m),
@@ -69,6 +72,7 @@ class Chain {
         delta_(b, first_rows(in.delta)),
         weight_(b, in.weight),
         h_{Buffer(b, count_), Buffer(b, count_)},
+        fed_{Buffer(b, count_), Buffer(b, count_)},
         y_(b, poison_.size()) {}
 
   // y of every call, then the residual.
@@ -79,9 +83,11 @@ class Chain {
     std::vector<float> last(count_);
     b_.download(last.data(), h_[0].data(), sizeof(float));  // schedules have a queue each
     for (int i = 0; i < calls_; ++i) {
-      const LinearOutput o{&w_, nullptr, y_.data() + i * m_ * n, n};
+      const LinearOutput o{&w_, nullptr, y_.data() + i * m_ * n, n},
+          fed{down_, nullptr, fed_[i % 2].data(), in_.k};
+      const bool feeds = down_ != nullptr && i > 0;
       schedule.add_rmsnorm_linear({.residual = h_[i % 2].data(),
-                                   .delta = delta_.data(),
+                                   .delta = feeds ? fed_[1 - i % 2].data() : delta_.data(),
                                    .weight = weight_.data(),
                                    .eps = kEps,
                                    .residual_out = h_[1 - i % 2].data(),
@@ -90,6 +96,7 @@ class Chain {
                                    .activations = activations_,
                                    .outputs = {&o, 1},
                                    .plan = plan});
+      if (down_ != nullptr) schedule.linear({o.y, m_, n, activations_, {&fed, 1}});
     }
     schedule.download(last.data(), h_[calls_ % 2].data(), count_ * sizeof(float));
     std::vector<float> all = y_.copy();
@@ -104,13 +111,14 @@ class Chain {
 
   Backend& b_;
   const Weight& w_;
+  const Weight* down_;
   const Inputs& in_;
   Activations activations_;
   std::int64_t m_;
   int calls_;
   std::size_t count_;
   std::vector<float> poison_;
-  Buffer delta_, weight_, h_[2], y_;
+  Buffer delta_, weight_, h_[2], fed_[2], y_;
 };
 
 }  // namespace
@@ -123,12 +131,17 @@ StressResult stress(const Case& c, Activations activations,
   cpu::CpuBackend cpu(0, cpu::kernels(cpu::best_isa()), true);
   const NormalWeight source(c.type, c.n, c.k, c.group, 1);
   const auto w = device.pack(source, c.pieces), w_cpu = cpu.pack(source, c.pieces);
+  std::unique_ptr<Weight> down, down_cpu;
+  if (c.n % c.group == 0) {
+    const NormalWeight back(c.type, c.k, c.n, c.group, 2);
+    down = device.pack(back, kRowParallelPieces), down_cpu = cpu.pack(back, kRowParallelPieces);
+  }
   const Inputs in(c.k, false, 1);
-  Chain chains[]{{device, *w, in, activations, 1, kChain},
-                 {device, *w, in, activations, kRows, kChain}};
+  Chain chains[]{{device, *w, down.get(), in, activations, 1, kChain},
+                 {device, *w, down.get(), in, activations, kRows, kChain}};
   std::vector<float> want[2];
   for (const int i : {0, 1}) {
-    Chain chain(cpu, *w_cpu, in, activations, i == 0 ? 1 : kRows, kChain);
+    Chain chain(cpu, *w_cpu, down_cpu.get(), in, activations, i == 0 ? 1 : kRows, kChain);
     want[i] = chain.run(cpu, Plan::Auto);
   }
   StressResult r;

@@ -31,6 +31,11 @@ TEST(Stress, ChainsOnADeviceHaveTheCpusBits) {
     EXPECT_EQ(r.calls, 160);
     EXPECT_EQ(r.differing, 0) << r.first;
   }
+  // A row-parallel matrix in the chain, of eight rows by pieces.
+  const verify::StressResult r = verify::stress(verify::int4_case(512, 256), Activations::Int16,
+                                                schedules, 128, [](double) {});
+  EXPECT_EQ(r.calls, 128);
+  EXPECT_EQ(r.differing, 0) << r.first;
 }
 
 }  // namespace
