@@ -152,6 +152,11 @@ TEST(Linear, LongSums) {
         check_case({WeightType::Int4, 40, k, m, k == 2560 ? 64 : 128, pieces, true},
                    m == 3 ? Activations::Int8 : Activations::Int16);
 }
+// Enough values of x for blocks that have a piece each, little else: for sanitizers, too.
+TEST(Linear, ShortPieces) {
+  check_case({WeightType::Int4, 35, 512, 8, 64, 8, true}, Activations::Int16);
+  check_case({WeightType::Int4, 20, 1536, 3, 64, 4, true}, Activations::Int8);
+}
 // Shards' pieces; rows of W enough for blocks that have several tiles of a piece.
 TEST(Linear, LongSumsOfShards) {
   for (const int pieces : {2, 4, 8})
