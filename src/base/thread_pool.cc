@@ -4,19 +4,40 @@
 #include <sched.h>
 
 #include <algorithm>
+#include <chrono>
 
 #include "base/error.h"
 
 namespace nibble {
 namespace {
 
-constexpr int kSpins = 4000;  // about 20 us: longer than the serial part between two operations
-
 void pause() {
 #if defined(__x86_64__)
   __builtin_ia32_pause();
 #endif
 }
+
+// Waiting awake. Who sleeps while another process has one of the others' cores loses its own to
+// that process, too: so for longer than the system lets a process run at once (3 to 4 ms). With
+// more threads than cores only for longer than the serial part between two operations.
+class Vigil {
+ public:
+  explicit Vigil(bool is_long) : is_long_(is_long) {}
+  bool goes_on() {  // false: sleep
+    pause();
+    constexpr int kBrief = 4000;  // about 20 us
+    if (++spins_ < kBrief) return true;
+    if (!is_long_) return false;
+    if (spins_ == kBrief) end_ = Clock::now() + std::chrono::milliseconds(5);
+    return spins_ % 256 != 0 || Clock::now() < end_;
+  }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  bool is_long_;
+  int spins_ = 0;
+  Clock::time_point end_;
+};
 
 std::vector<int> allowed_cores() {
   cpu_set_t set;
@@ -35,9 +56,10 @@ int available_cores() { return std::max<int>(1, static_cast<int>(allowed_cores()
 ThreadPool::ThreadPool(int threads) : size_(threads == 0 ? available_cores() : threads) {
   require(size_ > 0 && size_ <= 1024, "threads: expected 1 to 1024, got {}", threads);
   const std::vector<int> cores = allowed_cores();
+  has_cores_ = static_cast<std::size_t>(size_) <= cores.size();
   for (int t = 1; t < size_; ++t) {
     workers_.emplace_back([this, t] { work(t); });
-    if (static_cast<std::size_t>(size_) > cores.size()) continue;  // oversubscribed: let them float
+    if (!has_cores_) continue;  // let them float
     cpu_set_t set;
     CPU_ZERO(&set);
     CPU_SET(cores[static_cast<std::size_t>(t)], &set);
@@ -67,13 +89,10 @@ void ThreadPool::dispatch(Call call, void* f) {
   epoch_.fetch_add(1, std::memory_order_release);
   if (size_ > 1) epoch_.notify_all();
   invoke(0);
-  for (int spin = 0;; ++spin) {
+  for (Vigil vigil(has_cores_);;) {
     const int left = pending_.load(std::memory_order_acquire);
     if (left == 0) break;
-    if (spin < kSpins)
-      pause();
-    else
-      pending_.wait(left, std::memory_order_acquire);
+    if (!vigil.goes_on()) pending_.wait(left, std::memory_order_acquire);
   }
   if (error_) {
     const std::exception_ptr e = std::exchange(error_, nullptr);
@@ -84,12 +103,8 @@ void ThreadPool::dispatch(Call call, void* f) {
 void ThreadPool::work(int thread) {
   std::uint32_t seen = 0;
   for (;;) {
-    for (int spin = 0; epoch_.load(std::memory_order_acquire) == seen; ++spin) {
-      if (spin < kSpins)
-        pause();
-      else
-        epoch_.wait(seen, std::memory_order_acquire);
-    }
+    for (Vigil vigil(has_cores_); epoch_.load(std::memory_order_acquire) == seen;)
+      if (!vigil.goes_on()) epoch_.wait(seen, std::memory_order_acquire);
     ++seen;  // dispatch() waits for every worker, so no epoch is ever missed
     if (stop_.load(std::memory_order_relaxed)) return;
     invoke(thread);
