@@ -64,15 +64,11 @@ std::size_t row_bytes(const MultiplyArgs& a) {
 }
 
 using Kernel = void (*)(GemvArgs);
-// Which kernels convolve; elsewhere that is a launch of its own.
-template <int Octets, Rows From>
-constexpr bool has_conv() {
-  return Octets == 2 && From == Rows::Copied;
-}
+// conv: of more than 4 copied rows; elsewhere a convolution is a launch of its own.
 template <int Octets, int Slot, Rows From>
 Kernel kernel_of(bool chosen, bool conv) {
   constexpr bool kNorm = From == Rows::NormOfFew || From == Rows::NormOfMany;
-  if constexpr (has_conv<Octets, From>())
+  if constexpr (Octets == 2 && From == Rows::Copied)
     if (conv) return gemv<Octets, Slot, From, false, true>;
   return chosen ? gemv<Octets, Slot, From, !kNorm, false> : gemv<Octets, Slot, From, false, false>;
 }
@@ -145,8 +141,7 @@ void launch_gemv(const Queue& q, const MultiplyArgs& from) {
                          : is_few(from.source)               ? Rows::NormOfFew
                                                              : Rows::NormOfMany;
   const bool chosen = from.tasks != nullptr || from.ids != nullptr;
-  const bool has_conv = from.conv.y != nullptr,
-             conv = has_conv && a.width > 4 && rows_from == Rows::Copied;
+  const bool wanted = from.conv.y != nullptr, conv = wanted && a.width > 4 && copied;
   a.conv = from.conv;
   const Kernel kernel = (a.width > 4 ? is_short ? kernel_of<2, kShortSlot> : kernel_of<2, kLongSlot>
                          : is_short ? kernel_of<1, kShortSlot>
@@ -158,7 +153,7 @@ void launch_gemv(const Queue& q, const MultiplyArgs& from) {
     launch<Begin::Wide>(q, "gemv", kernel, grid, kRowThreads, shared, a);
   else
     launch<Begin::Stream>(q, "gemv", kernel, grid, kRowThreads, shared, a);
-  if (has_conv && !conv) launch_conv(q, from.conv);
+  if (wanted && !conv) launch_conv(q, from.conv);
 }
 
 }  // namespace nibble::NIBBLE_CUDA_NS
