@@ -13,6 +13,7 @@ namespace {
 using harness::Buffer;
 using harness::random_floats;
 using harness::same_bits;
+using harness::size;
 
 struct Case {
   std::int64_t key_heads, value_heads, key_dim, value_dim, kernel, length;
@@ -27,8 +28,6 @@ DeltaShape shape_of(const Case& c, std::int64_t slots) {
           .value_dim = c.value_dim,
           .conv_kernel = c.kernel};
 }
-
-std::size_t size(std::int64_t n) { return static_cast<std::size_t>(n); }
 
 // One sequence's inputs, from its start.
 struct Inputs {

@@ -12,8 +12,7 @@ namespace {
 using harness::Buffer;
 using harness::random_floats;
 using harness::same_bits;
-
-std::size_t size(std::int64_t n) { return static_cast<std::size_t>(n); }
+using harness::size;
 
 TEST(GatedRmsNormLinear, MatchesReferenceAndBitsAgree) {
   for (const WeightType type : {WeightType::Int4, WeightType::BF16})

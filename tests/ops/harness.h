@@ -38,6 +38,7 @@ inline std::vector<Backend*> last_two() {
   return {all.back().get(), all[all.size() - 2].get()};
 }
 
+inline std::size_t size(std::int64_t n) { return static_cast<std::size_t>(n); }
 inline std::vector<float> random_floats(std::size_t n, unsigned seed, float scale = 1) {
   return verify::normal_floats(n, seed, scale);
 }

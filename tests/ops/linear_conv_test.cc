@@ -10,8 +10,7 @@ namespace {
 using harness::Buffer;
 using harness::random_floats;
 using harness::same_bits;
-
-std::size_t size(std::int64_t n) { return static_cast<std::size_t>(n); }
+using harness::size;
 
 struct Of {
   std::int64_t hidden, value_heads;

@@ -14,8 +14,7 @@ using harness::Buffer;
 using harness::random_floats;
 using harness::RandomWeight;
 using harness::same_bits;
-
-std::size_t size(std::int64_t n) { return static_cast<std::size_t>(n); }
+using harness::size;
 
 struct Case {
   WeightType type;

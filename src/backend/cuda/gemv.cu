@@ -115,11 +115,6 @@ bool can_choose(const MultiplyArgs& a, const Choice& c) {
                                 static_cast<std::size_t>(2 * kRowWarps * slot_bytes(kShortSlot));
 }
 
-bool can_convolve(const MultiplyArgs& a, const ConvArgs& c) {
-  return c.m <= kMaxRows && c.state.taps == kConvTaps && c.state.channels % kTile == 0 &&
-         a.out[0].w.n == c.state.channels && a.out[0].y == c.u && a.out[0].ldy == c.state.channels;
-}
-
 void launch_gemv(const Queue& q, const MultiplyArgs& from) {
   GemvArgs a;
   const bool fused = from.fixed.words == nullptr;
@@ -141,7 +136,10 @@ void launch_gemv(const Queue& q, const MultiplyArgs& from) {
                          : is_few(from.source)               ? Rows::NormOfFew
                                                              : Rows::NormOfMany;
   const bool chosen = from.tasks != nullptr || from.ids != nullptr;
-  const bool wanted = from.conv.y != nullptr, conv = wanted && a.width > 4 && copied;
+  const DeltaLayer& of = from.conv.state;
+  const bool wanted = from.conv.y != nullptr, conv = wanted && a.width > 4 && copied &&
+                                                     of.taps == kConvTaps &&
+                                                     of.channels % kTile == 0;
   a.conv = from.conv;
   const Kernel kernel = (a.width > 4 ? is_short ? kernel_of<2, kShortSlot> : kernel_of<2, kLongSlot>
                          : is_short ? kernel_of<1, kShortSlot>

@@ -160,7 +160,7 @@ struct MultiplyArgs {
   int jobs = 0, round_stages = 0, slot_bytes = 0, entry_stride = 0, h_rows = 0;
   float* piece_sums = nullptr;  // [rows][kMaxPieces][ldy]
   Choice choice;                // gemv's, from rows of out[0].y, where can_choose()
-  ConvArgs conv = {};           // likewise where can_convolve(), of out[0].y; null y: none
+  ConvArgs conv = {};           // gemv's: of out[0].y, rows of different sequences; null y: none
 };
 
 // Whether m rows of this source can be prepared by every block itself.
@@ -170,8 +170,7 @@ void launch_multiply(const Queue& q, MultiplyArgs a, bool fixed);
 // The same, faster, for up to 8 rows or tasks, where weights and source allow it.
 bool can_gemv(const Queue& q, const MultiplyArgs& a);
 bool can_fuse_gemv(const Queue& q, const MultiplyArgs& a);
-bool can_choose(const MultiplyArgs& a, const Choice& c);      // where can_gemv()
-bool can_convolve(const MultiplyArgs& a, const ConvArgs& c);  // rows of different sequences
+bool can_choose(const MultiplyArgs& a, const Choice& c);  // where can_gemv()
 void launch_gemv(const Queue& q, const MultiplyArgs& a);
 // The same of plain rows and one row-parallel matrix whose pieces are equally long, a piece a
 // block. scratch: as many floats as gemv_pieces_scratch() says; arrived: kMaxRuns zeros, before and

@@ -68,9 +68,7 @@ void CudaBackend::multiply_kind(Source s, std::int64_t m, Activations activation
     return launch_gemv_pieces(q_, a, scratch<float>("sums of pieces", gemv_pieces_scratch(a)),
                               arrived_.as<int>() + 1);
   const Choice& choice = after.choice;
-  const bool with_choice = choice.k > 0 && gemv && can_choose(a, choice),
-             conv = after.conv.y != nullptr,
-             with_conv = conv && gemv && can_convolve(a, after.conv);
+  const bool with_choice = choice.k > 0 && gemv && can_choose(a, choice);
   if (with_choice) a.choice = choice;
   const auto run = [&](bool fused) {
     MultiplyArgs r = a;
@@ -99,9 +97,9 @@ void CudaBackend::multiply_kind(Source s, std::int64_t m, Activations activation
         key.push_back(x);
     fused = is_fused_faster(key, worth_fusing(s, m), run);
   }
-  if (with_conv) a.conv = after.conv;  // now that nothing is run again
+  if (gemv) a.conv = after.conv;  // now that nothing is run again
   run(fused);
-  if (conv && !with_conv) launch_conv(q_, after.conv);
+  if (!gemv && after.conv.y != nullptr) launch_conv(q_, after.conv);
   if (choice.k > 0 && !with_choice) launch_top_k(q_, a.out[0].y, a.m, w.n, choice);
 }
 
