@@ -12,11 +12,11 @@
 // written. Same bits.
 // Heads of q and gate may lie further apart than head_dim: a projection that interleaves them,
 // [query | gate] a head, is read where it lies.
-// The softmax runs over blocks of 64 positions inside splits of 512, both anchored at absolute
-// positions, and splits are combined in ascending order: bits depend on the row's own sequence
-// only. Aliasing: q_out apart from q, k, v; out apart from q and gate. The cache is advanced in
-// place (the named exception of docs/design.md): each element is written by exactly one thread of
-// one launch.
+// Each block of 64 positions has its own maximum, sum and weighted values; a split of 512 combines
+// its blocks, and the row its splits, in ascending order. Both are anchored at absolute positions:
+// bits depend on the row's own sequence only. Aliasing: q_out apart from q, k, v; out apart from q
+// and gate. The cache is advanced in place (the named exception of docs/design.md): each element is
+// written by exactly one thread of one launch.
 #pragma once
 #include <cstddef>
 #include <cstdint>

@@ -64,12 +64,12 @@ INSTANTIATE_TEST_SUITE_P(
     Models, TrainedModel,
     testing::Values(
         Trained{"kjv-qwen3_5",
-                {24.585460, 24.600459},
+                {24.585460, 24.587968},
                 " Speak unto the children of Israel, saying, This is the thing which the LORD hath "
                 "commanded to be numbered, and"},
         Trained{
             "kjv-qwen3_5-moe",
-            {19.412348, 19.402642},
+            {19.412348, 19.401360},
             " Speak unto the children of Israel, saying, Speak unto the children of Israel, and "
             "say unto them, Thus"}),
     [](const auto& i) { return i.index == 0 ? "dense" : "moe"; });

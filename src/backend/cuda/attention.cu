@@ -1,7 +1,8 @@
 // RMSNorm of heads, RoPE and the KV cache; attention of one row over a split of at most 512
 // positions, and the combination of splits. The CPU's order (simd/attention.inl): a score is one
-// chain over head_dim, softmax goes online over blocks of 64 positions, an output dim is one chain
-// over positions, splits are added in ascending order; blocks and splits lie at absolute positions.
+// chain over head_dim; a block of 64 positions has its own maximum, sum of weights and chain of an
+// output dim over its positions; a split adds its blocks in order, and the whole its splits. Blocks
+// and splits lie at absolute positions.
 //
 // rope_cache: a warp a head and row. attend: a block a split, query head and row: scores of the
 // whole split (a thread a position), weights of its blocks in order, then a thread an output dim.
@@ -100,11 +101,11 @@ __global__ void __launch_bounds__(kThreads, 2) attend(const __grid_constant__ At
   await_last();
   float* q = reinterpret_cast<float*>(shared_memory());  // [head_dim]
   float* score = q + hd;                                 // [512], later weights
-  float* exps = score + kSplit;                          // [512]
-  float* most = exps + kSplit;                           // [8], by block
-  float* shrink = most + kSplit / kBlock;                // [8], by block
-  float* sums = shrink + kSplit / kBlock;                // [1]
-  float* top = sums + 1;                                 // [1]
+  float* most = score + kSplit;                          // [8], by block
+  float* sums = most + kSplit / kBlock;                  // [8], by block
+  float* share = sums + kSplit / kBlock;                 // [8], by block
+  float* sum = share + kSplit / kBlock;                  // [1]
+  float* top = sum + 1;                                  // [1]
   const std::int64_t at = static_cast<std::int64_t>(row) * a.heads + head;
   for (int d = tid; d < hd; d += kThreads) q[d] = a.q[at * hd + d];
   block_sync();
@@ -134,45 +135,25 @@ __global__ void __launch_bounds__(kThreads, 2) attend(const __grid_constant__ At
   }
   block_sync();
 
-  // soften() of a warp a block: what precedes a block is the maxima before it.
-  if (warp < blocks) {
-    const float* s = score + warp * kBlock;
-    float m = max_or(s[lane], s[lane + 32]);
-    for (int n = 16; n > 0; n /= 2) m = max_or(m, shuffle_xor(m, n));
-    if (lane == 0) most[warp] = m;
+  if (warp < blocks) {  // a warp a block
+    float* own = score + warp * kBlock + lane;
+    const Softened of = soften({own[0], own[kLanes]});
+#pragma unroll
+    for (int i = 0; i < 2; ++i) own[i * kLanes] = of.e[i] * of_value[i];
+    if (lane == 0) most[warp] = of.top, sums[warp] = of.sum;
   }
   block_sync();
-  if (warp < blocks) {
-    float now = none;
-    for (int b = 0; b < warp; ++b) now = most[b] > now ? most[b] : now;
-    const float next = most[warp] > now ? most[warp] : now;
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int p = warp * kBlock + lane + 32 * i;
-      const float e = exp_cut(score[p] - next);
-      exps[p] = e;
-      score[p] = e * of_value[i];
-    }
-    if (lane == 0) shrink[warp] = now == none ? 0.0f : exp_cut(now - next);
-    if (lane == 0 && warp + 1 == blocks) *top = next;
-  }
-  block_sync();
-  if (warp == 0) {  // lane l adds positions l, l + 16, ... of a block; lanes 16.. do the same
-    float sum = 0;
-    for (int b = 0; b < blocks; ++b) {
-      sum = sum * shrink[b];
-#pragma unroll
-      for (int i = 0; i < 4; ++i) sum = sum + exps[b * kBlock + 16 * i + lane % 16];
-    }
-    sum = add_sixteen(sum);
-    if (lane == 0) *sums = sum;
+  if (warp == 0) {
+    const Shares of = share_out(lane < blocks ? most[lane] : none, lane < blocks ? sums[lane] : 0);
+    if (lane < blocks) share[lane] = of.share;
+    if (lane == 0) *sum = of.sum, *top = of.top;
   }
   block_sync();
 
   for (int d = tid; d < hd; d += kThreads) {
-    float o = 0;
+    float all = 0;
     for (int b = 0; b < blocks; ++b) {
-      o = o * shrink[b];
+      float o = 0;
       const int n = count - b * kBlock < kBlock ? count - b * kBlock : kBlock;
       const std::int64_t from = (first + b * kBlock) * hd + d;
       const float4* w = reinterpret_cast<const float4*>(score + b * kBlock);
@@ -208,8 +189,9 @@ __global__ void __launch_bounds__(kThreads, 2) attend(const __grid_constant__ At
         add(static_cast<const std::int16_t*>(c.values) + from);
       else
         add(static_cast<const float*>(c.values) + from);
+      all = fmaf(share[b], o, all);
     }
-    finish(a, at, place.position, split, d, o, sums[0], top[0]);
+    finish(a, at, place.position, split, d, all, *sum, *top);
   }
 }
 
@@ -271,8 +253,7 @@ void launch_attention(const Queue& q, const AttendArgs& a) {
   const dim3 grid{static_cast<unsigned>(a.splits), static_cast<unsigned>(a.heads),
                   static_cast<unsigned>(a.m)};
   const std::size_t shared =
-      sizeof(float) *
-      static_cast<std::size_t>(a.cache.head_dim + 2 * kSplit + 2 * kSplit / kBlock + 2);
+      sizeof(float) * static_cast<std::size_t>(a.cache.head_dim + kSplit + 3 * kSplit / kBlock + 2);
   if (a.in_runs)
     launch_attend_rows(q, a);
   else

@@ -29,8 +29,8 @@ __global__ void __launch_bounds__(kThreads) attend_rows(const __grid_constant__ 
   const int blocks = (most + kBlock - 1) / kBlock;
   float* q = reinterpret_cast<float*>(shared_memory());  // [kRows][head_dim]
   float* score = q + kRows * hd;                         // [512][kRows], later weights
-  float* shrink = score + kSplit * kRows;                // [8][kRows], by block
-  float* sums = shrink + kSplit / kBlock * kRows;        // [kRows]
+  float* share = score + kSplit * kRows;                 // [8][kRows], by block
+  float* sums = share + kSplit / kBlock * kRows;         // [kRows]
   float* top = sums + kRows;                             // [kRows]
   const auto at = [&](int r) { return static_cast<std::int64_t>(row0 + r) * a.heads + head; };
   for (int i = tid; i < rows * hd; i += kThreads) q[i] = a.q[at(i / hd) * hd + i % hd];
@@ -62,17 +62,29 @@ __global__ void __launch_bounds__(kThreads) attend_rows(const __grid_constant__ 
     int mine = 0;  // count[r]
 #pragma unroll
     for (int i = 0; i < kRows; ++i) mine = i == r ? count[i] : mine;
-    soften(score + r, kRows, (mine + kBlock - 1) / kBlock,
-           c.fixed ? c.value_scales + first : nullptr, shrink + r, sums + r, top + r);
+    const int lane = tid % kLanes;
+    float mine_top = none, mine_sum = 0;  // of block `lane`
+    for (int b = 0; b < blocks; ++b) {
+      if (b * kBlock >= mine) break;
+      float* s = score + (b * kBlock + lane) * kRows + r;
+      const Softened of = soften({s[0], s[kLanes * kRows]});
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const std::int64_t p = first + b * kBlock + lane + i * kLanes;
+        s[i * kLanes * kRows] = c.fixed ? of.e[i] * c.value_scales[p] : of.e[i];
+      }
+      if (lane == b) mine_top = of.top, mine_sum = of.sum;
+    }
+    const Shares of = share_out(mine_top, mine_sum);
+    if (lane < kSplit / kBlock) share[lane * kRows + r] = of.share;
+    if (lane == 0) sums[r] = of.sum, top[r] = of.top;
   }
   block_sync();
 
   for (int d = tid; d < hd; d += kThreads) {
-    float o[kRows] = {};
+    float all[kRows] = {};
     for (int b = 0; b < blocks; ++b) {
-#pragma unroll
-      for (int r = 0; r < kRows; ++r)
-        if (b * kBlock < count[r]) o[r] = o[r] * shrink[b * kRows + r];
+      float o[kRows] = {};
       const int n = most - b * kBlock < kBlock ? most - b * kBlock : kBlock;
       const bool whole = least >= (b + 1) * kBlock;
       const std::int64_t from = (first + b * kBlock) * hd + d;
@@ -98,11 +110,14 @@ __global__ void __launch_bounds__(kThreads) attend_rows(const __grid_constant__ 
         add(static_cast<const std::int16_t*>(c.values) + from);
       else
         add(static_cast<const float*>(c.values) + from);
+#pragma unroll
+      for (int r = 0; r < kRows; ++r)
+        if (b * kBlock < count[r]) all[r] = fmaf(share[b * kRows + r], o[r], all[r]);
     }
 #pragma unroll
     for (int r = 0; r < kRows; ++r)
       if (count[r] > 0)
-        finish(a, at(r), a.rows[row0 + r].position, split, d, o[r], sums[r], top[r]);
+        finish(a, at(r), a.rows[row0 + r].position, split, d, all[r], sums[r], top[r]);
   }
 }
 

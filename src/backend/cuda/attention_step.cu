@@ -1,9 +1,9 @@
 // Rotation, cache and attention of a step's rows in one launch (Hopper on), with the bits of
 // attention.cu: a cluster of eight blocks a split, key-value head and row. Each block rotates the
-// query heads that share the key-value head and scores them on 64 positions; all give all the
-// scores; then each sums up an eighth of head_dim over the split. Keys and values are read once.
-// Of several splits, the one that ends last puts an eighth together, in their order whoever it is:
-// nobody waits.
+// query heads that share the key-value head and has 64 positions for all of them, softmax and
+// values included; then each puts together an eighth of head_dim over the split. Keys and values
+// are read once. Of several splits, the one that ends last puts an eighth together, in their order
+// whoever it is: nobody waits.
 //
 // The row's own key and value are made in each block that needs them and stored by one: what a
 // launch stores in the cache, none of its blocks reads there. Rows are of different sequences.
@@ -31,33 +31,33 @@ __global__ void __launch_bounds__(kThreads, 3)
   const Place place{load_fresh(&a.rows[row].slot), load_fresh(&a.rows[row].position)};
   const int begin = split * kSplit, past = place.position + 1 - begin;  // positions from begin on
   if (past <= 0) return;                                                // the whole cluster
-  cluster_arrive();
-  const int count = past < kSplit ? past : kSplit, blocks = (count + kBlock - 1) / kBlock;
-  const int own = past <= kSplit ? past - 1 : -1;  // the row's own position, or not here
-  const int old = own >= 0 ? own : count;          // positions in the cache
-  const std::int64_t first = vector_index(c, {place.slot, begin}, kv);  // of scales and values
+  const int from = block * kBlock;
+  const auto upto = [](int n, int most) { return n < 0 ? 0 : n < most ? n : most; };
+  const int all = upto(past, kSplit), blocks = (all + kBlock - 1) / kBlock;
+  const int count = upto(all - from, kBlock);  // positions of this block; of the split: all
+  const bool owner = past > from && past <= from + kBlock;  // of the row's own position, its last
+  const int old = owner ? count - 1 : count;                // positions in the cache
+  const std::int64_t first = vector_index(c, {place.slot, begin}, kv) + from;
   const Room r = room(shared_memory(), group, hd, a.rotary);
 
-  // Older positions' keys and scales, and weights, come before the wait: nothing under way writes
-  // them.
-  const int from = block * kBlock, here = old - from < kBlock ? old - from : kBlock;
-  const auto* keys = static_cast<const std::int16_t*>(c.keys) + (first + from) * hd;
+  // Older positions' keys, values and scales, and weights, come before the wait: nothing under way
+  // writes them.
+  const auto* keys = static_cast<const std::int16_t*>(c.keys) + first * hd;
   const auto* values = static_cast<const std::int16_t*>(c.values) + first * hd;
 #pragma unroll 4
   for (int i = tid; i < kBlock * hd / 8; i += kThreads)
-    if (i % kBlock < here) copy_async16(r.tile + i * 8, keys + i * 8);
-  for (int i = tid; i < old / 4; i += kThreads)
-    copy_async16(r.value_scale + 4 * i, c.value_scales + first + 4 * i);
+    if (i % kBlock < old) copy_async16(r.keys + i * 8, keys + i * 8);
   copy_async_commit();
-  if (tid == 0 && here > 0) prefetch(values + from * hd, here * hd * 2);
-  float of_key[2], rest = 0;
+#pragma unroll 4
+  for (int i = tid; i < old * hd / 8; i += kThreads) copy_async16(r.values + i * 8, values + i * 8);
+  copy_async_commit();
+  float of_key[2], of_value[2];
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     const int p = lane + i * kLanes;
-    of_key[i] = p < here ? load_fresh(c.key_scales + first + from + p) : 0.0f;
+    of_key[i] = p < old ? load_fresh(c.key_scales + first + p) : 0.0f;
+    of_value[i] = p < old ? load_fresh(c.value_scales + first + p) : 0.0f;
   }
-  const int last = old / 4 * 4 + tid;
-  if (last < old) rest = load_fresh(c.value_scales + first + last);
   const float* cos_sin = a.cos_sin + static_cast<std::int64_t>(row) * a.rotary;
 #pragma unroll 1
   for (int d = tid; d < hd; d += kThreads) {
@@ -67,25 +67,23 @@ __global__ void __launch_bounds__(kThreads, 3)
     r.norms[d] = q, r.norms[hd + d] = k;
     if (d < a.rotary) r.turn[d] = t;
   }
-  if (last < old) r.value_scale[last] = rest;
   block_sync();
   await_last();
 
-  const bool scores = from < count;                      // this block has positions
-  const bool owner = own >= 0 && own / kBlock == block;  // of the row's own position
   const std::int64_t head = static_cast<std::int64_t>(row) * a.heads + kv * group;
   const std::int64_t kv_at = (static_cast<std::int64_t>(row) * c.kv_heads + kv) * hd;
-  const int vectors = own >= 0 ? group + 2 : group;  // key and value after the queries
   const int splits = place.position / kSplit + 1;
-  const float* gate = splits == 1 ? of.gate : nullptr;
-  for (int i = tid; gate != nullptr && i < group * width; i += kThreads)
-    r.gate[i] = gate[(head + i / width) * of.gate_pitch + block * width + i % width];
-  const std::int64_t own_at = first + own;
+  const auto gate_of = [&](int i) {  // of the block's eighth of the heads, if it is finished here
+    const bool has = of.gate != nullptr && splits == 1 && i < group * width;
+    return has ? of.gate[(head + i / width) * of.gate_pitch + block * width + i % width] : 0.0f;
+  };
+  float gate = gate_of(tid);
+  hold(gate);                                                      // it comes meanwhile
+  const int vectors = count == 0 ? 0 : owner ? group + 2 : group;  // key, value after the queries
 #pragma unroll 1
   for (int v = warp; v < vectors; v += kWarps) {
     float* y = r.heads + v * hd;
     const bool key = v == group, value = v > group;
-    if (key ? !owner : !value && !scores) continue;
     load_head(key ? a.k + kv_at : value ? a.v + kv_at : a.q + (head + v) * a.q_pitch, hd, y);
     if (!value) {
       const float* norm = key ? a.k_norm : a.q_norm;
@@ -93,95 +91,98 @@ __global__ void __launch_bounds__(kThreads, 3)
                 r.turn, a.rotary);
       if (!key) continue;
     }
-    // In shared memory the key is one of the tile's; the value lies apart.
-    std::int16_t* const near = key ? r.tile + own % kBlock * 8 : r.value;
+    std::int16_t* const near = key ? r.keys + old * 8 : r.values + old * hd;
     const int step = key ? kBlock * 8 : 8;
     const auto at = [&](int d) { return d / 8 * step + d % 8; };
     const float scale = store_fixed(y, hd, near, at);
-    if (lane == 0) *(key ? r.key_scale : r.value_scale + own) = scale;
-    if (!owner) continue;
     warp_sync();
-    auto* far = static_cast<std::int16_t*>(key ? c.keys : c.values) +
-                (key ? (first - begin) * hd + key_index(c, place.position, 0) : own_at * hd);
+    auto* far =
+        static_cast<std::int16_t*>(key ? c.keys : c.values) + first * hd + old * (key ? 8 : hd);
 #pragma unroll 2
     for (int d = lane; d < hd; d += kLanes) far[at(d)] = near[at(d)];
-    if (lane == 0) (key ? c.key_scales : c.value_scales)[own_at] = scale;
+    if (lane == 0) {
+      r.scales[v - group] = scale;
+      (key ? c.key_scales : c.value_scales)[first + old] = scale;
+    }
   }
-  copy_async_wait<0>();
+  copy_async_wait<1>();
   block_sync();
-  cluster_wait();  // all its blocks are there, and may be given scores
 
   const float none = bits_float(static_cast<int>(0xff800000u));
 #pragma unroll 1
-  for (int g = 2 * warp; scores && g < group; g += 2 * kWarps) {
+  for (int g = 2 * warp; count > 0 && g < group; g += 2 * kWarps) {
     const int pair = g + 1 < group ? 2 : 1;
     float s[2][2] = {};
-    score_two(r.tile, r.heads + g * hd, (pair - 1) * hd, hd, s);
-    float most[2];
+    score_two(r.keys, r.heads + g * hd, (pair - 1) * hd, hd, s);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const int p = from + lane + i * kLanes;
-      const float scale = of.scale * (p == own ? *r.key_scale : of_key[i]);
+      const int p = lane + i * kLanes;
+      const bool own = owner && p == old;
+      const float scale = of.scale * (own ? r.scales[0] : of_key[i]);
+      if (own) of_value[i] = r.scales[1];
 #pragma unroll
       for (int h = 0; h < 2; ++h) s[h][i] = p < count ? s[h][i] * scale + 0.0f : none;
     }
 #pragma unroll
-    for (int h = 0; h < 2; ++h) most[h] = max_or(s[h][0], s[h][1]);
-#pragma unroll
-    for (int n = 16; n > 0; n /= 2)
-#pragma unroll
-      for (int h = 0; h < 2; ++h) most[h] = max_or(most[h], shuffle_xor(most[h], n));
-#pragma unroll
     for (int h = 0; h < 2; ++h) {
       if (h >= pair) break;
-      float* at = r.score + (g + h) * kScores + from;
-      at[lane] = s[h][0], at[lane + kLanes] = s[h][1];
-      if (lane < kCluster) store_remote(r.most + (g + h) * kCluster + block, lane, most[h]);
-    }
-    warp_sync();
-    // Half a warp gives a head's 64 scores to one of the others.
-    const int other = lane / 16, piece = lane % 16 * 4;
-#pragma unroll 1
-    for (int h = 0; h < pair; ++h) {
-      float* at = r.score + (g + h) * kScores + from + piece;
-      const float4 four = *reinterpret_cast<const float4*>(at);
+      const Softened soft = soften(s[h]);
 #pragma unroll
-      for (int to = 0; to < kCluster; to += 2)
-        if (to + other != block) store_remote(at, to + other, four);
+      for (int i = 0; i < 2; ++i)
+        r.weight[(g + h) * kScores + lane + i * kLanes] = soft.e[i] * of_value[i];
+      if (lane == 0) r.own[2 * (g + h)] = soft.top, r.own[2 * (g + h) + 1] = soft.sum;
     }
+  }
+  copy_async_wait<0>();
+  cluster_arrive();  // keys and queries are read
+  block_sync();
+
+  const int quads = hd / 4, pairs = (group + 1) / 2;
+#pragma unroll 1
+  for (int at = 0; at < quads * pairs; at += kThreads) {
+    const int i = at + tid, g = i / quads * 2, d = i % quads * 4, to = d / width;
+    const bool has = count > 0 && i < quads * pairs, two = g + 1 < group;
+    float o[2][4] = {};
+    if (has) sum_two(r.values + d, r.weight + g * kScores, two ? kScores : 0, hd, count, o);
+    if (at == 0) {  // the cluster's blocks may be given sums
+      warp_sync();
+      cluster_wait();
+      for (int j = tid; count > 0 && j < kCluster * group * 2; j += kThreads)
+        store_remote(r.ends + block * group * 2 + j / kCluster, j % kCluster, r.own[j / kCluster]);
+    }
+    float* part = r.parts + (block * group + g) * width + d % width;
+#pragma unroll
+    for (int h = 0; h < 2; ++h)
+      if (has && (h == 0 || two))
+        store_remote(part + h * width, to, float4{o[h][0], o[h][1], o[h][2], o[h][3]});
   }
   cluster_arrive();
-  block_sync();  // nobody reads keys any more
-  const int pieces = width / 8;
-#pragma unroll 4
-  for (int i = tid; i < old * pieces; i += kThreads) {
-    const int p = i / pieces, piece = i - p * pieces;
-    copy_async16(r.tile + p * width + piece * 8, values + p * hd + block * width + piece * 8);
-  }
-  copy_async_commit();
-  if (own >= 0)
-    for (int d = tid; d < width; d += kThreads)
-      r.tile[own * width + d] = r.value[block * width + d];
   cluster_wait();
+
 #pragma unroll 1
-  for (int g = warp; g < group; g += kWarps) soften_head(r, g, blocks);
-  copy_async_wait<0>();
+  for (int g = warp; g < group; g += kWarps) {
+    const float* its = r.ends + (lane * group + g) * 2;
+    const Shares of_split = share_out(lane < blocks ? its[0] : none, lane < blocks ? its[1] : 0);
+    if (lane < kCluster) r.shares[g * kCluster + lane] = of_split.share;
+    if (lane == 0) r.end[2 * g] = of_split.top, r.end[2 * g + 1] = of_split.sum;
+  }
   block_sync();
 #pragma unroll 1
-  for (int i = tid; i < width / 2 * group; i += kThreads) {
-    const int g = i / (width / 2), d = i % (width / 2) * 2;
-    const float2 o = sum_up(r, g, d, width, count);
+  for (int i = tid; i < width * group; i += kThreads) {
+    const int g = i / width, d = i % width;
+    float o = 0;
+#pragma unroll
+    for (int b = 0; b < kCluster; ++b)
+      if (b < blocks) o = fmaf(r.shares[g * kCluster + b], r.parts[b * group * width + i], o);
     if (splits > 1) {
       float* part = part_of(of, head + g, split, block, width);
-      if (d == 0) part[0] = r.end[2 * g + 1], part[1] = r.end[2 * g];
-      part[2 + d] = o.x, part[3 + d] = o.y;
+      if (d == 0) part[0] = r.end[2 * g], part[1] = r.end[2 * g + 1];
+      part[2 + d] = o;
       continue;
     }
-    const float* gates = gate != nullptr ? r.gate + g * width + d : nullptr;
-#pragma unroll
-    for (int n = 0; n < 2; ++n)
-      finish_whole(of, head + g, block * width + d + n, n == 0 ? o.x : o.y, r.end[2 * g],
-                   gates != nullptr ? gates + n : nullptr);
+    const float its = i == tid ? gate : gate_of(i);
+    finish_whole(of, head + g, block * width + d, o, r.end[2 * g + 1],
+                 of.gate != nullptr ? &its : nullptr);
   }
   if (splits == 1) return;
   int* arrived = c.arrived + (row * c.kv_heads + kv) * kCluster + block;
@@ -198,7 +199,7 @@ std::size_t room_bytes(const RopeArgs& a) {
 
 bool can_attend_step(const Queue& q, const RopeArgs& a) {
   return q.clusters && a.m <= kMaxRows && a.cache.fixed && a.cache.head_dim % 64 == 0 &&
-         room_bytes(a) <= q.shared_limit;
+         fits(a.heads / a.cache.kv_heads, a.cache.head_dim) && room_bytes(a) <= q.shared_limit;
 }
 
 void launch_attend_step(const Queue& q, const AttendStepArgs& a) {

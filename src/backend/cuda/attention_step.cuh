@@ -10,25 +10,26 @@ namespace nibble::NIBBLE_CUDA_NS {
 namespace step {
 
 inline constexpr int kCluster = kAttendCluster, kThreads = 256, kWarps = kThreads / kLanes;
-inline constexpr int kScores = kSplit + 4;  // from a head's scores to the next: other banks
+inline constexpr int kScores = kBlock + 4;  // from a head's scores to the next: other banks
 static_assert(2 * kLanes == kBlock && kCluster * kBlock == kSplit);
 
 // In shared memory, all of it a multiple of 16 bytes.
 struct Room {
-  std::int16_t* tile;   // [head_dim / 8][64][8] keys, then [512][head_dim / 8] values
-  float* score;         // [group][kScores], later weights
-  float* heads;         // [group + 2][head_dim]: queries, the new key, the new value
-  float* norms;         // [2][head_dim], of queries, of keys
-  float* turn;          // [rotary]
-  float* value_scale;   // [512]
-  float* most;          // [group][8], by block
-  float* shrink;        // [group][8], by block
-  float* end;           // [group][2]: sum, top
-  float* gate;          // [group][head_dim / 8]
-  std::int16_t* value;  // [head_dim], the new one
-  float* key_scale;     // of the new one
+  std::int16_t* keys;    // [head_dim / 8][64][8]
+  std::int16_t* values;  // [64][head_dim]
+  float* heads;          // [group + 2][head_dim]: queries, the new key, the new value
+  float* norms;          // [2][head_dim], of queries, of keys
+  float* turn;           // [rotary]
+  float* own;            // [group][2]: top, sum of the block's weights
+  float* scales;         // [2], of the new key and value
   int* flag;
   std::size_t bytes;
+  float* weight;  // [group][kScores], in place of norms, which the rotation needs
+  // Once the whole cluster has its scores, in place of keys and queries:
+  float* parts;   // [8][group][head_dim / 8], by block
+  float* ends;    // [8][group][2], by block: top, sum
+  float* shares;  // [group][8]
+  float* end;     // [group][2]: top, sum of the split
 };
 __device__ __host__ inline Room room(char* at, int group, int hd, int rotary) {
   Room r{};
@@ -36,12 +37,16 @@ __device__ __host__ inline Room room(char* at, int group, int hd, int rotary) {
     p = reinterpret_cast<std::remove_reference_t<decltype(p)>>(at + r.bytes);
     r.bytes += (static_cast<std::size_t>(n) * sizeof *p + 15) / 16 * 16;
   };
-  take(r.tile, kBlock * hd), take(r.score, group * kScores), take(r.heads, (group + 2) * hd);
-  take(r.norms, 2 * hd), take(r.turn, rotary), take(r.value_scale, kSplit);
-  take(r.most, group * kCluster), take(r.shrink, group * kCluster), take(r.end, group * 2);
-  take(r.gate, group * hd / kCluster), take(r.value, hd), take(r.key_scale, 1);
-  take(r.flag, 1);
+  take(r.keys, kBlock * hd), take(r.values, kBlock * hd), take(r.heads, (group + 2) * hd);
+  take(r.norms, 2 * hd > group * kScores ? 2 * hd : group * kScores), take(r.turn, rotary);
+  take(r.own, group * 2), take(r.scales, 2), take(r.flag, 1);
+  r.weight = r.norms, r.parts = reinterpret_cast<float*>(r.keys);
+  r.ends = r.heads, r.shares = r.ends + kCluster * group * 2, r.end = r.shares + group * kCluster;
   return r;
+}
+// Whether what comes in place of keys and queries fits there.
+__host__ inline bool fits(int group, int hd) {
+  return 2 * group <= kBlock && group * (3 * kCluster + 2) <= (group + 2) * hd;
 }
 
 // A word's two 16-bit integers. Two ways, so that neither pipe has all of it.
@@ -74,101 +79,30 @@ __device__ __forceinline__ void score_two(const std::int16_t* tile, const float*
   }
 }
 
-// attend()'s softmax of a head over the blocks of a split. Whole warp. By two blocks; one past the
-// last changes nothing. (Code that runs once takes its time to come: it is kept short.)
-__device__ __forceinline__ void soften_head(const Room& r, int g, int blocks) {
-  const int lane = static_cast<int>(threadIdx.x) % kLanes;
-  const float none = bits_float(static_cast<int>(0xff800000u));
-  float* score = r.score + g * kScores + lane;
-  float now = none, sum = 0;
-#pragma unroll 1
-  for (int first = 0; first < blocks; first += 2) {
-    float e[2][2], less[2];
+// Dims d .. d + 3 of two heads, w and w + pitch their weights, over the block's positions.
+__device__ __forceinline__ void sum_two(const std::int16_t* values, const float* w, int pitch,
+                                        int hd, int count, float (&o)[2][4]) {
+  constexpr int kRun = 4;
+  const int runs = (count + kRun - 1) / kRun;  // weights past the last position are 0
+#pragma unroll 2
+  for (int n = 0; n < runs; ++n) {
+    const float4 of[2] = {reinterpret_cast<const float4*>(w)[n],
+                          reinterpret_cast<const float4*>(w + pitch)[n]};
+    uint2 v[kRun];
 #pragma unroll
-    for (int n = 0; n < 2; ++n) {
-      const int b = first + n;
-      const float most = b < blocks ? r.most[g * kCluster + b] : none,
-                  next = most > now ? most : now;
-      less[n] = now == none ? 0.0f : exp_cut(now - next);
-      now = next;
+    for (int i = 0; i < kRun; ++i)
+      v[i] = *reinterpret_cast<const uint2*>(values + (n * kRun + i) * hd);
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const int p = b * kBlock + i * kLanes;
-        e[n][i] = exp_cut((b < blocks ? score[p] : none) - next);
-      }
-    }
+    for (int i = 0; i < kRun; ++i) {
+      const float2 low = two_floats(v[i].x), high = two_floats(v[i].y);
 #pragma unroll
-    for (int n = 0; n < 2; ++n) {
-      const int b = first + n;
-      if (lane == 0) r.shrink[g * kCluster + b] = less[n];
-      sum = sum * less[n];
-#pragma unroll
-      for (int i = 0; i < 4; ++i)  // lane l adds positions l, l + 16, ...; lanes 16.. do the same
-        sum = sum + shuffle(e[n][i / 2], i % 2 * 16 + lane % 16);
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const int p = b * kBlock + i * kLanes;
-        score[p] = e[n][i] * r.value_scale[p + lane];
+      for (int h = 0; h < 2; ++h) {
+        const float x = i == 0 ? of[h].x : i == 1 ? of[h].y : i == 2 ? of[h].z : of[h].w;
+        o[h][0] = fmaf(x, low.x, o[h][0]), o[h][1] = fmaf(x, low.y, o[h][1]);
+        o[h][2] = fmaf(x, high.x, o[h][2]), o[h][3] = fmaf(x, high.y, o[h][3]);
       }
     }
   }
-  sum = add_sixteen(sum);
-  if (lane == 0) r.end[2 * g] = sum, r.end[2 * g + 1] = now;
-}
-
-// Dims d and d + 1 of the block's eighth, of a head, over `count` positions.
-__device__ __forceinline__ float2 sum_up(const Room& r, int g, int d, int width, int count) {
-  float2 o{0, 0};
-  const std::uint32_t* v = reinterpret_cast<const std::uint32_t*>(r.tile + d);
-  const float* w = r.score + g * kScores;
-  const int pitch = width / 2;
-  constexpr int kRun = 8;
-  const auto shrink = [&](int at) {
-    if (at % kBlock != 0) return;
-    const float less = r.shrink[g * kCluster + at / kBlock];
-    o.x = o.x * less, o.y = o.y * less;
-  };
-  // A run is loaded while the one before it is added.
-  std::uint32_t x[2][kRun];
-  float4 four[2][kRun / 4];
-  const auto load = [&](int to, int at) {
-#pragma unroll
-    for (int i = 0; i < kRun; ++i) x[to][i] = v[(at + i) * pitch];
-#pragma unroll
-    for (int i = 0; i < kRun / 4; ++i) four[to][i] = reinterpret_cast<const float4*>(w + at)[i];
-  };
-  const int even = count / kRun * kRun;
-  if (even > 0) load(0, 0);
-#pragma unroll 1
-  for (int begin = 0; begin < even; begin += 2 * kRun) {
-#pragma unroll
-    for (int n = 0; n < 2; ++n) {
-      const int at = begin + n * kRun;
-      if (at >= even) break;
-      load(1 - n, at + kRun < even ? at + kRun : at);
-      shrink(at);
-      float2 f[kRun];
-#pragma unroll
-      for (int i = 0; i < kRun; ++i) {
-        f[i] = two_floats(x[n][i]);
-        hold(f[i].x), hold(f[i].y);
-      }
-#pragma unroll
-      for (int i = 0; i < kRun / 4; ++i) {
-        const float of[4] = {four[n][i].x, four[n][i].y, four[n][i].z, four[n][i].w};
-#pragma unroll
-        for (int j = 0; j < 4; ++j)
-          o.x = fmaf(of[j], f[4 * i + j].x, o.x), o.y = fmaf(of[j], f[4 * i + j].y, o.y);
-      }
-    }
-  }
-#pragma unroll 1
-  for (int p = even; p < count; ++p) {
-    shrink(p);
-    const float2 f = two_floats(v[p * pitch]);
-    o.x = fmaf(w[p], f.x, o.x), o.y = fmaf(w[p], f.y, o.y);
-  }
-  return o;
 }
 
 // An eighth of a head over a split: its top, its sum, then its dims.
@@ -184,7 +118,7 @@ __device__ __forceinline__ void combine_eighth(const Room& r, const AttendArgs& 
   constexpr int kRun = 16;  // values that a thread loads at once
   const int tid = static_cast<int>(threadIdx.x), lane = tid % kLanes;
   const float none = bits_float(static_cast<int>(0xff800000u));
-  float *const weight = r.score, *const sum = weight + group * kLanes;
+  float *const weight = r.parts, *const sum = weight + group * kLanes;
 #pragma unroll 1
   for (int from = 0; from < group * width; from += kThreads) {
     const int i = from + tid, g = i / width, d = i % width;

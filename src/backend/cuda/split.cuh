@@ -60,39 +60,40 @@ __device__ __forceinline__ void each_eight(const KvLayer& c, std::int64_t at, Us
   }
 }
 
-// One warp: scores [blocks * kBlock] of a row, `pitch` apart, become weights (times the values'
-// scales, if there are any), blocks in order. shrink: of each block, `pitch` apart.
-__device__ __forceinline__ void soften(float* score, int pitch, int blocks,
-                                       const float* value_scales, float* shrink, float* sums,
-                                       float* top) {
+// A warp's weights of a block's 64 scores, s of positions lane and lane + 32: their maximum, and of
+// the result's lanes the sum (lane l adds positions l, l + 16, ...; then the lanes are added).
+struct Softened {
+  float e[2], top, sum;
+};
+__device__ __forceinline__ Softened soften(const float (&s)[2]) {
   const int lane = static_cast<int>(threadIdx.x) % kLanes;
-  float now = bits_float(static_cast<int>(0xff800000u)), sum = 0;
-  const float none = now;
-  for (int b = 0; b < blocks; ++b) {
-    float* s = score + b * kBlock * pitch;
-    float most = max_or(s[lane * pitch], s[(lane + 32) * pitch]);
-    for (int n = 16; n > 0; n /= 2) most = max_or(most, shuffle_xor(most, n));
-    const float next = most > now ? most : now;
-    const float less = now == none ? 0.0f : exp_cut(now - next);
-    warp_sync();
-    // Lane l adds positions l, l + 16, ... of the block in this order; lanes 16.. do the same.
-    sum = sum * less;
-    float e[4];
-    for (int i = 0; i < 4; ++i) {
-      e[i] = exp_cut(s[(16 * i + lane % 16) * pitch] - next);
-      sum = sum + e[i];
-    }
-    warp_sync();
-    for (int i = 0; i < 4; ++i) {
-      const int p = 16 * i + lane % 16;
-      if (lane < 16)
-        s[p * pitch] = value_scales != nullptr ? e[i] * value_scales[b * kBlock + p] : e[i];
-    }
-    if (lane == 0) shrink[b * pitch] = less;
-    now = next;
-  }
-  sum = add_sixteen(sum);
-  if (lane == 0) *sums = sum, *top = now;
+  Softened r{};
+  r.top = max_or(s[0], s[1]);
+#pragma unroll
+  for (int n = 16; n > 0; n /= 2) r.top = max_or(r.top, shuffle_xor(r.top, n));
+#pragma unroll
+  for (int i = 0; i < 2; ++i) r.e[i] = exp_cut(s[i] - r.top);
+  float sum = 0;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) sum = sum + shuffle(r.e[i / 2], i % 2 * 16 + lane % 16);
+  r.sum = add_sixteen(sum);
+  return r;
+}
+
+// The shares of a split's blocks, lane b's of block b (top, sum: the block's; minus infinity and 0
+// where there is none), and what the split's top and sum are.
+struct Shares {
+  float share, top, sum;
+};
+__device__ __forceinline__ Shares share_out(float top, float sum) {
+  constexpr int kBlocks = kSplit / kBlock;
+  Shares r{0, top, 0};
+#pragma unroll
+  for (int n = kBlocks / 2; n > 0; n /= 2) r.top = max_or(r.top, shuffle_xor(r.top, n));
+  r.share = exp_cut(top - r.top);
+#pragma unroll
+  for (int b = 0; b < kBlocks; ++b) r.sum = fmaf(shuffle(r.share, b), shuffle(sum, b), r.sum);
+  return r;
 }
 
 // Dim d of a row and head (at: row * heads + head) is summed up over its only split. gate: where

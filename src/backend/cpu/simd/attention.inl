@@ -1,7 +1,8 @@
 // attention of one query head over one split of at most 512 positions, and the combination of
 // splits. Keys lie 16 positions side by side, so that a score is a lane and its sum over head_dim
 // runs in ascending order; values lie by position, so that the output's dims are the lanes.
-// Online softmax over blocks of 64 positions, anchored at absolute positions.
+// Each block of 64 positions, anchored at absolute positions, has its own maximum, sum of weights
+// and chain of values; a split puts its blocks together as combine() does its splits.
 namespace nibble::cpu {
 namespace {
 
@@ -23,42 +24,46 @@ inline float exp1(float x) {
   return t[0];
 }
 
-// p[0..63]: weights of a block's positions (times their scales); rows: how many of them exist.
+// The split's output dims: a chain over each block's positions (p: their weights, times their
+// scales), then one over its blocks (share: their weights).
 template <bool kFixed>
-inline void add_values(const AttentionTask& t, std::int64_t position, int rows, const float* p,
-                       float shrink) {
+inline void add_values(const AttentionTask& t, const float* p, const float* share) {
   constexpr int kLanes = 4;  // vectors of dims at a time
-  float* out = t.out + 2;
   for (std::int64_t d = 0; d < t.head_stride; d += kLanes * 16) {
     const int n = static_cast<int>((t.head_stride - d) / 16);
     const int lanes = n < kLanes ? n : kLanes;
-    F o[kLanes];
-    for (int i = 0; i < kLanes; ++i)
-      o[i] = i < lanes ? f_mul(f_load(out + d + i * 16), f_set1(shrink)) : f_zero();
-    for (int r = 0; r < rows; ++r) {
-      const F w = f_set1(p[r]);
-      const std::int64_t at = (position + r) * t.head_stride + d;
-      if (lanes == kLanes)
-        for (int i = 0; i < kLanes; ++i)
-          o[i] = f_fma(w, load_kv<kFixed>(t.values, at + i * 16), o[i]);
-      else
-        for (int i = 0; i < lanes; ++i)
-          o[i] = f_fma(w, load_kv<kFixed>(t.values, at + i * 16), o[i]);
+    F all[kLanes];
+    for (int i = 0; i < kLanes; ++i) all[i] = f_zero();
+    for (std::int64_t b = t.begin; b < t.end; b += kAttentionBlock) {
+      const std::int64_t end = b + kAttentionBlock < t.end ? b + kAttentionBlock : t.end;
+      F o[kLanes];
+      for (int i = 0; i < kLanes; ++i) o[i] = f_zero();
+      for (std::int64_t r = b; r < end; ++r) {
+        const F w = f_set1(p[r - t.begin]);
+        const std::int64_t at = r * t.head_stride + d;
+        if (lanes == kLanes)
+          for (int i = 0; i < kLanes; ++i)
+            o[i] = f_fma(w, load_kv<kFixed>(t.values, at + i * 16), o[i]);
+        else
+          for (int i = 0; i < lanes; ++i)
+            o[i] = f_fma(w, load_kv<kFixed>(t.values, at + i * 16), o[i]);
+      }
+      const F of = f_set1(share[(b - t.begin) / kAttentionBlock]);
+      for (int i = 0; i < kLanes; ++i) all[i] = f_fma(of, o[i], all[i]);
     }
-    for (int i = 0; i < lanes; ++i) f_store(out + d + i * 16, o[i]);
+    for (int i = 0; i < lanes; ++i) f_store(t.out + 2 + d + i * 16, all[i]);
   }
 }
 
 template <bool kFixed>
 inline void attend(const AttentionTask& t) {
-  constexpr int kSub = kAttentionBlock / 16;
+  constexpr int kSub = kAttentionBlock / 16, kBlocks = kAttentionSplit / kAttentionBlock;
   const float none = -__builtin_huge_valf();
   float index[16];
   for (int i = 0; i < 16; ++i) index[i] = static_cast<float>(i);
-  float top = none;
-  F sum = f_zero();
-  for (std::int64_t d = 0; d < t.head_stride; d += 16) f_store(t.out + 2 + d, f_zero());
-  for (std::int64_t b = t.begin; b < t.end; b += kAttentionBlock) {
+  float p[kAttentionSplit], tops[kBlocks], sums[kBlocks], share[kBlocks], top = none, total = 0;
+  int blocks = 0;
+  for (std::int64_t b = t.begin; b < t.end; b += kAttentionBlock, ++blocks) {
     const int rows = static_cast<int>(t.end - b < kAttentionBlock ? t.end - b : kAttentionBlock);
     F s[kSub];
     for (int i = 0; i < kSub; ++i) s[i] = f_zero();
@@ -78,21 +83,23 @@ inline void attend(const AttentionTask& t) {
       s[i] = f_add(f_if_lt(f_load(index), end, f_mul(s[i], scale)), past);
       block_top = f_max(block_top, s[i]);
     }
-    const float block_max = reduce_max(block_top);
-    const float next = block_max > top ? block_max : top;
-    const float shrink = top == none ? 0.0f : exp1(top - next);
-    sum = f_mul(sum, f_set1(shrink));
-    float p[kAttentionBlock];
+    tops[blocks] = reduce_max(block_top);
+    top = tops[blocks] > top ? tops[blocks] : top;
+    F sum = f_zero();
     for (int i = 0; i < kSub; ++i) {
-      const F e = f_exp(f_sub(s[i], f_set1(next)));
-      f_store(p + 16 * i, kFixed ? f_mul(e, f_load(t.value_scales + b + 16 * i)) : e);
+      const F e = f_exp(f_sub(s[i], f_set1(tops[blocks])));
+      f_store(p + (b - t.begin) + 16 * i, kFixed ? f_mul(e, f_load(t.value_scales + b + 16 * i)) : e);
       sum = f_add(sum, e);
     }
-    add_values<kFixed>(t, b, rows, p, shrink);
-    top = next;
+    sums[blocks] = reduce_add(sum);
   }
+  for (int b = 0; b < blocks; ++b) {
+    share[b] = exp1(tops[b] - top);
+    total = __builtin_fmaf(share[b], sums[b], total);
+  }
+  add_values<kFixed>(t, p, share);
   t.out[0] = top;
-  t.out[1] = reduce_add(sum);
+  t.out[1] = total;
 }
 
 void attention(const AttentionTask& t) { t.fixed ? attend<true>(t) : attend<false>(t); }
