@@ -137,11 +137,15 @@ class CudaBackend final : public Backend {
   void attend_half(const AttendArgs& a, const RowPlace* rows);
   static bool can_step(const DeltaState& state);  // delta_step() takes these heads
   void delta_step(const DeltaRuleLinearArgs& a, const Fixed& fixed);
+  std::uint64_t* turns(int blocks, int m);
   Fixed fixed_rows(const char* name, std::int64_t rows, const Matrix& w, bool straight);
 
   Queue q_;
   ThreadPool pool_;
   Block arrived_;  // Choice's count of blocks, then gemv_pieces'
+  static constexpr int kInTurn = 4;
+  Block turns_;  // gemv_pairs', by blocks and rows
+  int turns_given_ = 0;
   // Small uploads pass through here, so that the host need not wait for them.
   static constexpr std::size_t kPostBytes = std::size_t{1} << 20;
   Buffer post_;

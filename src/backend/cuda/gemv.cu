@@ -136,10 +136,8 @@ void launch_gemv(const Queue& q, const MultiplyArgs& from) {
                          : is_few(from.source)               ? Rows::NormOfFew
                                                              : Rows::NormOfMany;
   const bool chosen = from.tasks != nullptr || from.ids != nullptr;
-  const DeltaLayer& of = from.conv.state;
-  const bool wanted = from.conv.y != nullptr, conv = wanted && a.width > 4 && copied &&
-                                                     of.taps == kConvTaps &&
-                                                     of.channels % kTile == 0;
+  const bool wanted = from.conv.y != nullptr,
+             conv = wanted && a.width > 4 && copied && can_convolve(from.conv.state);
   a.conv = from.conv;
   const Kernel kernel = (a.width > 4 ? is_short ? kernel_of<2, kShortSlot> : kernel_of<2, kLongSlot>
                          : is_short ? kernel_of<1, kShortSlot>

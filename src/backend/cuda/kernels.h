@@ -172,6 +172,13 @@ bool can_gemv(const Queue& q, const MultiplyArgs& a);
 bool can_fuse_gemv(const Queue& q, const MultiplyArgs& a);
 bool can_choose(const MultiplyArgs& a, const Choice& c);  // where can_gemv()
 void launch_gemv(const Queue& q, const MultiplyArgs& a);
+// The same of 5 to 8 rows under a norm, of which each is made by one of the blocks into `fixed`,
+// two tiles at a time: how many blocks there will be, or 0. turns: counts of rows asked for and of
+// rows made, of all launches so far that had these (a launch: blocks + m and m more), with as many
+// blocks and rows; launches that may overlap have others.
+inline constexpr int kMaxSharers = 1024;
+int can_gemv_pairs(const Queue& q, const MultiplyArgs& a);
+void launch_gemv_pairs(const Queue& q, const MultiplyArgs& a, std::uint64_t* turns);
 // The same of plain rows and one row-parallel matrix whose pieces are equally long, a piece a
 // block. scratch: as many floats as gemv_pieces_scratch() says; arrived: kMaxRuns zeros, before and
 // after.

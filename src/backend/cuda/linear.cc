@@ -28,6 +28,12 @@ constexpr std::int64_t kManyValues = 4096;
 
 }  // namespace
 
+// Launches in a row have different ones: the next one's blocks may come while this one runs.
+std::uint64_t* CudaBackend::turns(int blocks, int m) {
+  const int of = (blocks - 1) * (kMaxRows / 2) + m - kMaxRows / 2 - 1;
+  return turns_.as<std::uint64_t>() + (of * kInTurn + turns_given_++ % kInTurn) * 2;
+}
+
 Fixed CudaBackend::fixed_rows(const char* name, std::int64_t rows, const Matrix& w, bool straight) {
   const auto cells = static_cast<std::size_t>(rows * w.stages);
   char* p = scratch<char>(name, cells * (128 + sizeof(RowMeta)));
@@ -70,8 +76,13 @@ void CudaBackend::multiply_kind(Source s, std::int64_t m, Activations activation
   const Choice& choice = after.choice;
   const bool with_choice = choice.k > 0 && gemv && can_choose(a, choice);
   if (with_choice) a.choice = choice;
+  const int sharers = gemv && !with_choice ? can_gemv_pairs(q_, a) : 0;
   const auto run = [&](bool fused) {
     MultiplyArgs r = a;
+    if (fused && sharers > 0) {
+      r.fixed = fixed_rows("rounded rows", m, w, false);
+      return launch_gemv_pairs(q_, r, turns(sharers, r.m));
+    }
     if (as_it_is) {
       r.real = s.x;
     } else if (!fused) {
@@ -88,8 +99,10 @@ void CudaBackend::multiply_kind(Source s, std::int64_t m, Activations activation
     else
       launch_multiply(q_, r, fixed);
   };
-  bool fused =
-      plan != Plan::Prepass && !as_it_is && (gemv ? can_fuse_gemv(q_, a) : can_fuse(q_, a, fixed));
+  bool fused = plan != Plan::Prepass && !as_it_is &&
+               (sharers > 0 ? true
+                : gemv      ? can_fuse_gemv(q_, a)
+                            : can_fuse(q_, a, fixed));
   if (fused && plan == Plan::Auto) {
     PlanKey key{m, s.k, s.kind, s.other != nullptr, fixed, a.int8, static_cast<int>(a.finish)};
     for (int i = 0; i < a.outputs; ++i)

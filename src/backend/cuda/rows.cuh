@@ -13,13 +13,31 @@ inline constexpr int kHeldStages = 5, kFewStages = 2;  // at once, a warp
 inline constexpr int kHeldEights = 3;                  // at once, a lane of plain rows
 inline constexpr int kHeadStages = 4;                  // of a head under its norm, at most
 
+// A thread's columns of a norm's weight, which nobody writes: before the wait.
+template <int N>
+struct NormWeights {
+  float2 of[N];
+  __device__ __forceinline__ explicit NormWeights(const Source& s) {
+    const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32,
+              stages = s.k / kStage;
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      const int stage = warp + i * kRowWarps;
+      const float* from = s.weight + (stage < stages ? stage * kStage : 0) + lane;
+      of[i] = {from[0], from[32]};
+      hold(of[i].x), hold(of[i].y);
+    }
+  }
+};
+
 // Row `row` of the source -> words [stages] 128 bytes, meta [stages]; residual_out and normed in
 // this block's slice. scratch: 32 floats of shared memory; even and odd calls use it by turns.
 // N: stages a warp, at most.
 template <int N, bool Sums>
 __device__ __forceinline__ void norm_row_of(const Source& s, std::int64_t row, int turn, int int8,
                                             Slice slice, Words words, RowMeta* meta,
-                                            float* scratch) {
+                                            float* scratch,
+                                            const NormWeights<N>* early = nullptr) {
   const int tid = static_cast<int>(threadIdx.x), lane = tid % 32, warp = tid / 32;
   const int stages = s.k / kStage, count = (stages - warp + kRowWarps - 1) / kRowWarps;
   constexpr int kStep = kRowWarps * kStage;
@@ -59,13 +77,14 @@ __device__ __forceinline__ void norm_row_of(const Source& s, std::int64_t row, i
   float* sums = scratch + turn % 2 * kRowWarps;
   one = add_lanes(one + two);
   if (lane == 0) sums[warp] = one;
-  load(s.weight, w);  // while others come
+  if (early == nullptr) load(s.weight, w);  // while others come
   block_sync();
   const float sum = add_sixteen(sums[lane % kRowWarps]);
   const float inv = 1.0f / sqrtf(sum / static_cast<float>(s.k) + s.eps);
 #pragma unroll
   for (int i = 0; i < N; ++i) {
-    v[i].x = v[i].x * inv * (w[i].x + s.offset), v[i].y = v[i].y * inv * (w[i].y + s.offset);
+    const float2 weight = early != nullptr ? early->of[i] : w[i];
+    v[i].x = v[i].x * inv * (weight.x + s.offset), v[i].y = v[i].y * inv * (weight.y + s.offset);
   }
   if (s.normed != nullptr) store(s.normed);
   round_stages<N, Sums>(v, count, warp, kRowWarps, int8, words, meta);

@@ -83,6 +83,7 @@ inline void spin(int) {}
 inline int load_fresh(const int* p) { return *p; }
 inline float load_fresh(const float* p) { return *p; }
 inline float4 load_fresh(const float4* p) { return *p; }
+inline uint4 load_fresh(const uint4* p) { return *p; }
 inline void fence() {}
 inline void cluster_arrive() { emulate::cluster_arrive(); }
 inline void cluster_wait() { emulate::cluster_wait(); }
@@ -90,10 +91,14 @@ template <class T>
 inline void store_remote(float* at, int rank, const T& x) {
   std::memcpy(emulate::remote(at, rank), &x, sizeof x);
 }
-inline int atomic_add(int* p, int x) {
-  const int old = *p;
-  *p += x;
+template <class T>
+inline T atomic_add(T* p, int x) {
+  const T old = *p;
+  *p += static_cast<T>(x);
   return old;
+}
+inline void await_count(const std::uint64_t* p, std::uint64_t least) {
+  emulate::await_count(p, least);
 }
 
 inline void copy_async16(void* shared, const void* global) {

@@ -86,7 +86,12 @@ struct Thread {
   bool done = false;
   std::vector<Copy> open;                // cp.async since the last commit
   std::deque<std::vector<Copy>> groups;  // committed, oldest first
-  bool can_run() const { return !done && (waits_for == nullptr || *waits_for != passed); }
+  const std::uint64_t* count = nullptr;  // likewise: one ...
+  std::uint64_t least = 0;               // ... that must come to this
+  bool can_run() const {
+    return !done && (waits_for == nullptr || *waits_for != passed) &&
+           (count == nullptr || *count >= least);
+  }
 };
 
 struct Cluster {
@@ -308,6 +313,12 @@ void cluster_wait() {
   now->waits_for = &phase, now->passed = phase;
   to_scheduler(false);
   now->waits_for = nullptr;
+}
+void await_count(const std::uint64_t* count, std::uint64_t least) {
+  if (*count >= least) return;
+  now->count = count, now->least = least;
+  to_scheduler(false);
+  now->count = nullptr;
 }
 void* remote(const void* at, int rank) {
   const auto& blocks = now->block->cluster->blocks;

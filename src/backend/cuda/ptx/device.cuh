@@ -60,6 +60,7 @@ __device__ __forceinline__ void spin(int cycles) {
 __device__ __forceinline__ int load_fresh(const int* p) { return __ldcg(p); }
 __device__ __forceinline__ float load_fresh(const float* p) { return __ldcg(p); }
 __device__ __forceinline__ float4 load_fresh(const float4* p) { return __ldcg(p); }
+__device__ __forceinline__ uint4 load_fresh(const uint4* p) { return __ldcg(p); }
 // Of a cluster's blocks (Hopper on; every thread, in turn): what was stored before arriving, in any
 // block's shared memory, is there for all after waiting. A block's memory may be stored to once it
 // has arrived, and until it leaves.
@@ -99,6 +100,16 @@ __device__ __forceinline__ void store_remote(float* at, int rank, const float4& 
 // writes or adds next is; and what it reads next is no older than what it has read.
 __device__ __forceinline__ void fence() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
 __device__ __forceinline__ int atomic_add(int* p, int x) { return atomicAdd(p, x); }
+__device__ __forceinline__ std::uint64_t atomic_add(std::uint64_t* p, int x) {
+  return atomicAdd(reinterpret_cast<unsigned long long*>(p), static_cast<unsigned long long>(x));
+}
+// Waits until a count has come to `least`; what was written before it was added to is there then.
+__device__ __forceinline__ void await_count(const std::uint64_t* p, std::uint64_t least) {
+  std::uint64_t now;
+  do {
+    asm volatile("ld.acquire.gpu.global.u64 %0, [%1];" : "=l"(now) : "l"(p) : "memory");
+  } while (now < least);
+}
 
 // 16 bytes, past the first cache: a weight is read once.
 __device__ __forceinline__ void copy_async16(void* shared, const void* global) {
