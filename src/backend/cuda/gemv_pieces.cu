@@ -24,6 +24,7 @@ struct PiecesArgs {
   int* arrived;  // [run of tiles] zeros
   int n, m, int8, tiles, stages, groups, group_shift;
   int pieces, each, segments, turns;  // each: stages of a piece
+  int in_fours;                       // y's columns come in whole fours, and no bias
   Divider by_pieces, by_runs, by_each, by_segments, by_m;
 };
 
@@ -74,6 +75,44 @@ struct Units {
   }
 };
 
+// The same of one segment of every other tile, of 4 stages or 5: nothing to look up on the way.
+struct OneSegment {
+  int left;                            // tiles
+  int to_next, to_next_scales;         // bytes
+  const std::uint8_t *codes, *scales;  // + 16 lane; of this lane's stage
+  char* slot;                          // + 16 lane
+  int other;
+  bool five, brings_scales;
+  ReadOnce once;
+
+  __device__ __forceinline__ OneSegment(const PiecesArgs& a, int tile, int tiles, int stage,
+                                        int count, char* slot, int other)
+      : slot(slot), other(other) {
+    constexpr int kStep = kRowWarps / kMaxPieces;
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    const std::int64_t at = tile;
+    left = (tiles + kStep - 1) / kStep;
+    codes = a.codes + (at * a.stages + stage) * kCodeBytes + lane * 16;
+    scales = a.scales + (at * a.groups + ((stage + lane / 2) >> a.group_shift)) * kScaleBytes +
+             lane % 2 * 16;
+    to_next = kStep * a.stages * kCodeBytes;
+    to_next_scales = kStep * a.groups * kScaleBytes;
+    five = count == kLongSlot, brings_scales = lane < 2 * count;
+  }
+  __device__ __forceinline__ void bring() {
+    if (left > 0) {
+#pragma unroll
+      for (int j = 0; j < kLongSlot; ++j)
+        if (j < kLongSlot - 1 || five)
+          copy_async16(slot + j * kCodeBytes, codes + j * kCodeBytes, once);
+      if (brings_scales) copy_async16(slot + kLongSlot * kCodeBytes, scales, once);
+      codes += to_next, scales += to_next_scales, --left;
+    }
+    copy_async_commit();
+    slot += other, other = -other;
+  }
+};
+
 // The block's stages of all rows of x, `first` the first: row r's at r * each of words, and with
 // one more between rows of meta, so that they lie in different banks.
 template <int N>  // of four stages, at once
@@ -100,7 +139,7 @@ __device__ __forceinline__ void round_slice(const PiecesArgs& a, int first, Word
   }
 }
 
-// Held: a warp has one segment of all tiles, up to a slot's stages, and x for them in registers.
+// Held: a warp has one segment of all tiles, 4 stages or 5, and x for them in registers.
 template <int Octets, bool Held>
 __global__ void __launch_bounds__(kRowThreads, Octets == 1 ? 2 : 1)
     gemv_pieces(const __grid_constant__ PiecesArgs a) {
@@ -117,12 +156,25 @@ __global__ void __launch_bounds__(kRowThreads, Octets == 1 ? 2 : 1)
 
   char* slot = memory + warp * (2 * slot_bytes(kLongSlot)) + lane * 16;  // in use
   int other = slot_bytes(kLongSlot);
+  const int segment = warp % kMaxPieces, first_tile = warp / kMaxPieces,
+            begin = a.each * segment / kMaxPieces,
+            count = a.each * (segment + 1) / kMaxPieces - begin;  // Held
   Units next{};
-  next.slot = slot, next.other = other;
-  next.unit = warp, next.units = tiles * a.segments, next.tile = tile, next.first = piece * a.each;
-  next.locate(a);
+  OneSegment held(a, tile + first_tile, tiles - first_tile, piece * a.each + begin, count, slot,
+                  other);
+  const auto bring = [&] {
+    if constexpr (Held)
+      held.bring();
+    else
+      next.bring(a);
+  };
+  if constexpr (!Held) {
+    next.slot = slot, next.other = other, next.unit = warp, next.units = tiles * a.segments;
+    next.tile = tile, next.first = piece * a.each;
+    next.locate(a);
+  }
 #pragma unroll 1
-  for (int i = 0; i < 2; ++i) next.bring(a);
+  for (int i = 0; i < 2; ++i) bring();
   await_last();
   if (a.m * a.each <= 4 * kRowWarps)
     round_slice<1>(a, piece * a.each, {words}, meta);
@@ -150,12 +202,10 @@ __global__ void __launch_bounds__(kRowThreads, Octets == 1 ? 2 : 1)
   };
   const auto leave_slot = [&] {
     warp_sync();  // all have read it
-    next.bring(a);
+    bring();
     slot += other, scales += other, other = -other;
   };
   if constexpr (Held) {
-    const int segment = warp % kMaxPieces, begin = a.each * segment / kMaxPieces,
-              count = a.each * (segment + 1) / kMaxPieces - begin;
     uint4 b[Octets][8 * kLongSlot];  // of them every eighth
     RowMeta of[Octets][kLongSlot];
     const uint4* held_x[Octets];
@@ -170,7 +220,7 @@ __global__ void __launch_bounds__(kRowThreads, Octets == 1 ? 2 : 1)
       }
     }
 #pragma unroll 1
-    for (int of_tile = warp / kMaxPieces; of_tile < tiles; of_tile += kRowWarps / kMaxPieces) {
+    for (int of_tile = first_tile; of_tile < tiles; of_tile += kRowWarps / kMaxPieces) {
       float acc[Octets][2] = {};
       copy_async_wait<1>();
       warp_sync();
@@ -218,13 +268,15 @@ __global__ void __launch_bounds__(kRowThreads, Octets == 1 ? 2 : 1)
   for (int i = tid; i < fours; i += kRowThreads) {
     const int of_tile = a.by_m.of(i / (kTile / 4)), at = 4 * i - of_tile * width;
     const float* from = sums + of_tile * a.segments * width + at;
-    float4 sum{};
+    float4 p[kMaxPieces], sum{};  // all loads before the first use; what is not there adds nothing
 #pragma unroll
     for (int j = 0; j < kMaxPieces; ++j)
-      if (j < a.segments) sum = plus(sum, *reinterpret_cast<const float4*>(from + j * width));
+      p[j] = j < a.segments ? *reinterpret_cast<const float4*>(from + j * width) : float4{};
+#pragma unroll
+    for (int j = 0; j < kMaxPieces; ++j) sum = plus(sum, p[j]);
     float* to =
         a.sums + (static_cast<std::int64_t>(tile + of_tile) * a.pieces + piece) * width + at;
-    *reinterpret_cast<float4*>(to) = sum;
+    store_four(to, sum);
   }
   if (!is_last_block(a.arrived + run, a.pieces, reinterpret_cast<int*>(memory))) return;
 #pragma unroll 1
@@ -240,6 +292,10 @@ __global__ void __launch_bounds__(kRowThreads, Octets == 1 ? 2 : 1)
     const float4 left = plus(plus(p[0], p[1]), plus(p[2], p[3])),
                  right = plus(plus(p[4], p[5]), plus(p[6], p[7]));
     const float4 all = a.pieces == 8 ? plus(left, right) : a.pieces == 4 ? left : plus(p[0], p[1]);
+    if (a.in_fours) {
+      store_four(a.y + m * a.ldy + n, all);
+      continue;
+    }
     const float sum[] = {all.x, all.y, all.z, all.w};
 #pragma unroll
     for (int c = 0; c < 4; ++c)
@@ -293,6 +349,8 @@ void launch_gemv_pieces(const Queue& q, const MultiplyArgs& from, float* scratch
   a.by_segments = divider(segments), a.by_m = divider(from.m);
   const bool held = from.m > 4 && segments == kMaxPieces && each <= kMaxPieces * kLongSlot;
   a.turns = kRowWarps % segments == 0 && !held;
+  a.in_fours = p.bias == nullptr && w.n % 4 == 0 && p.ldy % 4 == 0 &&
+               reinterpret_cast<std::uintptr_t>(p.y) % 16 == 0;
   const dim3 grid{static_cast<unsigned>(runs * w.pieces)};
   const std::size_t shared = alone(q, shared_bytes(q, from));
   if (from.m > 4)

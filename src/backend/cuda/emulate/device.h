@@ -84,6 +84,7 @@ inline int load_fresh(const int* p) { return *p; }
 inline float load_fresh(const float* p) { return *p; }
 inline float4 load_fresh(const float4* p) { return *p; }
 inline uint4 load_fresh(const uint4* p) { return *p; }
+inline void store_four(float* to, const float4& x) { std::memcpy(to, &x, sizeof x); }
 inline void fence() {}
 inline void cluster_arrive() { emulate::cluster_arrive(); }
 inline void cluster_wait() { emulate::cluster_wait(); }
