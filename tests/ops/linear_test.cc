@@ -157,6 +157,11 @@ TEST(Linear, ShortPieces) {
   check_case({WeightType::Int4, 35, 512, 8, 64, 8, true}, Activations::Int16);
   check_case({WeightType::Int4, 20, 1536, 3, 64, 4, true}, Activations::Int8);
 }
+// Segments of 4 stages and of 5, of blocks with tiles enough for the one to lend to the other.
+TEST(Linear, LongSumsOfManyTiles) {
+  for (const std::int64_t k : {17408, 16896, 18432, 20480})
+    check_case({WeightType::Int4, 150, k, k == 17408 ? 8 : 5, 128, 8, true}, Activations::Int16);
+}
 // Shards' pieces; rows of W enough for blocks that have several tiles of a piece.
 TEST(Linear, LongSumsOfShards) {
   for (const int pieces : {2, 4, 8})

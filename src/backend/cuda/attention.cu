@@ -108,6 +108,8 @@ __global__ void __launch_bounds__(kThreads, 2) attend(const __grid_constant__ At
   float* top = sum + 1;                                  // [1]
   const std::int64_t at = static_cast<std::int64_t>(row) * a.heads + head;
   for (int d = tid; d < hd; d += kThreads) q[d] = a.q[at * hd + d];
+  float of_gate = a.gate != nullptr && tid < hd ? a.gate[at * a.gate_pitch + tid] : 0;
+  hold(of_gate);  // it comes meanwhile
   block_sync();
 
   const std::int64_t head_at = (first - begin) * hd;
@@ -191,7 +193,10 @@ __global__ void __launch_bounds__(kThreads, 2) attend(const __grid_constant__ At
         add(static_cast<const float*>(c.values) + from);
       all = fmaf(share[b], o, all);
     }
-    finish(a, at, place.position, split, d, all, *sum, *top);
+    const float* gate = a.gate == nullptr ? nullptr
+                        : d == tid        ? &of_gate
+                                          : a.gate + at * a.gate_pitch + d;
+    finish(a, at, place.position, split, d, all, *sum, *top, gate);
   }
 }
 

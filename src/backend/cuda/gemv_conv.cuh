@@ -4,28 +4,40 @@
 
 namespace nibble::NIBBLE_CUDA_NS {
 
-// A row's causal convolution (causal_conv.cu, whose order this is): `value` is u of channel c. Who
-// stores a channel's u has its state alone.
 inline constexpr int kConvTaps = 4;
 inline bool can_convolve(const DeltaLayer& of) {
   return of.taps == kConvTaps && of.channels % kTile == 0;
 }
-__device__ __forceinline__ void convolve(const ConvArgs& a, int row, int c, float value) {
-  const Place place = a.rows[row];
-  const std::int64_t channels = a.state.channels;
-  float* const state = a.state.conv + place.slot * a.state.conv_slot + c;
-  float w[kConvTaps], x[kConvTaps];
+// A row's causal convolution (causal_conv.cu, whose order this is) of channel c. Who stores a
+// channel's u has its state alone, and may load it as early as after the wait.
+struct Convolution {
+  float w[kConvTaps], x[kConvTaps - 1];
+  float* state;
+
+  __device__ __forceinline__ void load(const ConvArgs& a, int row, int c) {
+    const Place place = a.rows[row];
+    const std::int64_t channels = a.state.channels;
+    state = a.state.conv + place.slot * a.state.conv_slot + c;
 #pragma unroll
-  for (int i = 0; i < kConvTaps; ++i) {
-    w[i] = a.weight[i * channels + c];
-    x[i] = i + 1 == kConvTaps ? value : place.position == 0 ? 0.0f : state[i * channels];
+    for (int i = 0; i < kConvTaps; ++i) {
+      w[i] = a.weight[i * channels + c];
+      if (i + 1 < kConvTaps) x[i] = place.position == 0 ? 0.0f : state[i * channels];
+    }
   }
-  float y = w[0] * x[0];
+  __device__ __forceinline__ void finish(const ConvArgs& a, int row, int c, float u) {
+    const std::int64_t channels = a.state.channels;
+    const auto at = [&](int i) { return i + 1 == kConvTaps ? u : x[i]; };
+    float y = w[0] * x[0];
 #pragma unroll
-  for (int i = 1; i < kConvTaps; ++i) y = fmaf(w[i], x[i], y);
+    for (int i = 1; i < kConvTaps; ++i) y = fmaf(w[i], at(i), y);
 #pragma unroll
-  for (int i = 1; i < kConvTaps; ++i) state[(i - 1) * channels] = x[i];
-  a.y[row * channels + c] = silu(y);
+    for (int i = 1; i < kConvTaps; ++i) state[(i - 1) * channels] = at(i);
+    a.y[row * channels + c] = silu(y);
+  }
+};
+__device__ __forceinline__ void convolve(const ConvArgs& a, int row, int c, float u) {
+  Convolution of;
+  of.load(a, row, c), of.finish(a, row, c, u);
 }
 // Asks the second cache for what that reads, of tiles begin .. end of W: nobody else has written it
 // since the last step.

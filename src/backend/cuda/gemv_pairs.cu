@@ -16,6 +16,7 @@ namespace nibble::NIBBLE_CUDA_NS {
 namespace {
 
 constexpr int kParts = kMaxPieces, kTeams = kRowWarps / kParts, kPair = 2;
+static_assert(kTeams * kPair * kMaxRows * kTile <= kRowThreads);
 constexpr int kSlotStages = 2;  // of both tiles
 constexpr int kSlotBytes = slot_bytes(kPair * kSlotStages);
 
@@ -67,6 +68,7 @@ struct PairStream {
     }
     s = first, left = last - first;
   }
+  template <bool OneGroup>
   __device__ __forceinline__ void bring(const PairsArgs& a, const Output* outputs, int first,
                                         int last) {
     if (left > 0) {
@@ -79,7 +81,7 @@ struct PairStream {
           if (j < count)
             copy_async16(slot + (j * kPair + t) * kCodeBytes + lane * 16, codes[t] + j * kCodeBytes,
                          once);
-      if (lane < 2 * kPair * count)
+      if (lane < 2 * kPair * (OneGroup ? 1 : count))
         copy_async16(slot + kSlotStages * kPair * kCodeBytes + lane * 16,
                      scales + ((s + lane / 4) >> a.group_shift) * kScaleBytes, once);
       codes[0] += count * kCodeBytes, codes[1] += count * kCodeBytes;
@@ -91,7 +93,9 @@ struct PairStream {
   }
 };
 
-// add_stage() of stage s of both tiles, j of the slot.
+// add_stage() of stage s of both tiles, j of the slot. OneGroup: a slot's stages share their
+// scales.
+template <bool OneGroup>
 __device__ __forceinline__ void add_pair(const char* slot, int j, const uint4* const (&x)[2],
                                          const RowMeta* const (&y)[2], int s,
                                          float (&acc)[kPair][2][2]) {
@@ -108,7 +112,7 @@ __device__ __forceinline__ void add_pair(const char* slot, int j, const uint4* c
     const int at = j * kPair + t;
     const uint4 v = *reinterpret_cast<const uint4*>(slot + at * kCodeBytes + lane * 16);
     const std::uint32_t both = *reinterpret_cast<const std::uint32_t*>(
-        slot + kSlotStages * kPair * kCodeBytes + at * kScaleBytes + lane / 4 * 4);
+        slot + kSlotStages * kPair * kCodeBytes + (OneGroup ? t : at) * kScaleBytes + lane / 4 * 4);
     const std::uint32_t w[8] = {v.x & kLow, v.y & kLow, v.x >> 4 & kLow, v.y >> 4 & kLow,
                                 v.z & kLow, v.w & kLow, v.z >> 4 & kLow, v.w >> 4 & kLow};
     const float low = from_half(static_cast<std::uint16_t>(both)),
@@ -159,7 +163,7 @@ __device__ __forceinline__ void make_rows(const PairsArgs& a, int row, std::uint
   block_sync();
 }
 
-template <bool Conv>
+template <bool Conv, bool OneGroup>
 __global__ void __launch_bounds__(kRowThreads, 1) gemv_pairs(const __grid_constant__ PairsArgs a) {
   start_next();
   const int tid = static_cast<int>(threadIdx.x), lane = tid % 32, warp = tid / 32,
@@ -188,7 +192,7 @@ __global__ void __launch_bounds__(kRowThreads, 1) gemv_pairs(const __grid_consta
   stream.slot = slot, stream.other = other, stream.pair = begin + team, stream.end = end;
   stream.locate(a, outputs, first, last);
 #pragma unroll 1
-  for (int i = 0; i < 2; ++i) stream.bring(a, outputs, first, last);
+  for (int i = 0; i < 2; ++i) stream.bring<OneGroup>(a, outputs, first, last);
   if constexpr (Conv) ask_for_state(a.conv, kPair * begin, kPair * end);
   {
     const NormWeights<kHeldStages> weights(a.source);
@@ -218,6 +222,16 @@ __global__ void __launch_bounds__(kRowThreads, 1) gemv_pairs(const __grid_consta
 #pragma unroll 1
   for (int at = begin, turn = 0; at < end; at += kTeams, turn ^= 1) {
     float* const round = sums + turn * round_floats;
+    // Once the round's sums are there, 16 threads have a tile, or a pair, and row of x.
+    const int teams = end - at < kTeams ? end - at : kTeams, unit = a.by_m.of(tid / kTile),
+              m = tid / kTile - unit * a.m, tile = a.swiglu ? at + unit : kPair * at + unit;
+    const Output& o = output_of(a, outputs, tile, 0);
+    const int n = (tile - o.first) * kTile + tid % kTile;
+    const bool has = unit < (a.swiglu ? teams : kPair * teams) && tile < a.tiles && n < o.n;
+    const bool convolves = Conv && has && &o == outputs;
+    Convolution conv;
+    if constexpr (Conv)
+      if (convolves) conv.load(a.conv, m, n);  // it comes while the products are made
     if (at + team < end) {
       float acc[kPair][2][2] = {};
 #pragma unroll 1
@@ -227,13 +241,13 @@ __global__ void __launch_bounds__(kRowThreads, 1) gemv_pairs(const __grid_consta
         const bool whole = last - s >= kSlotStages;
         if (whole) {
 #pragma unroll
-          for (int j = 0; j < kSlotStages; ++j) add_pair(slot, j, x, y, s + j, acc);
+          for (int j = 0; j < kSlotStages; ++j) add_pair<OneGroup>(slot, j, x, y, s + j, acc);
         } else {
-          add_pair(slot, 0, x, y, s, acc);
+          add_pair<OneGroup>(slot, 0, x, y, s, acc);
         }
         s += whole ? kSlotStages : 1;
         warp_sync();  // all have read the slot
-        stream.bring(a, outputs, first, last);
+        stream.bring<OneGroup>(a, outputs, first, last);
         slot += other, other = -other;
       }
       float* const to = round + team * kPair * tile_floats + part * width + lane / 4;
@@ -241,36 +255,26 @@ __global__ void __launch_bounds__(kRowThreads, 1) gemv_pairs(const __grid_consta
       for (int t = 0; t < kPair; ++t)
 #pragma unroll
         for (int o = 0; o < 2; ++o) {
-          const int m = 4 * o + lane % 4;
-          float* const sum = to + t * tile_floats + m * kTile;
-          if (m < a.m) sum[0] = acc[t][o][0], sum[8] = acc[t][o][1];
+          const int of = 4 * o + lane % 4;
+          float* const sum = to + t * tile_floats + of * kTile;
+          if (of < a.m) sum[0] = acc[t][o][0], sum[8] = acc[t][o][1];
         }
     }
     block_sync();
-    // Segments in order, bias, SwiGLU: by 16 threads a (tile or pair, row of x).
-    const int teams = end - at < kTeams ? end - at : kTeams,
-              units = a.swiglu ? teams : kPair * teams;
-#pragma unroll 1
-    for (int i = tid / kTile; i < units * a.m; i += kRowThreads / kTile) {
-      const int unit = a.by_m.of(i), m = i - unit * a.m;
-      const int tile = a.swiglu ? at + unit : kPair * at + unit;
-      if (tile >= a.tiles) continue;
-      const Output& o = output_of(a, outputs, tile, 0);
-      const int n = (tile - o.first) * kTile + tid % kTile;
-      if (n >= o.n) continue;
-      const float* sum_of =
-          round + (a.swiglu ? kPair * unit : unit) * tile_floats + m * kTile + tid % kTile;
-      const auto sum_up = [&](const float* p, const float* bias) {
-        float sum = 0;
+    if (!has) continue;
+    // Segments in order, bias, SwiGLU.
+    const float* const sums_of =
+        round + (a.swiglu ? kPair * unit : unit) * tile_floats + m * kTile + tid % kTile;
+    const auto sum_up = [&](const float* p, const float* bias) {
+      float sum = 0;
 #pragma unroll
-        for (int j = 0; j < kParts; ++j) sum = sum + p[j * width];
-        return bias != nullptr ? sum + bias[n] : sum;
-      };
-      const float v = sum_up(sum_of, o.bias);
-      o.y[m * o.ldy + n] = a.swiglu ? silu(v) * sum_up(sum_of + tile_floats, outputs[1].bias) : v;
-      if constexpr (Conv)
-        if (tile < outputs[1].first || a.outputs == 1) convolve(a.conv, m, n, v);
-    }
+      for (int j = 0; j < kParts; ++j) sum = sum + p[j * width];
+      return bias != nullptr ? sum + bias[n] : sum;
+    };
+    const float v = sum_up(sums_of, o.bias);
+    o.y[m * o.ldy + n] = a.swiglu ? silu(v) * sum_up(sums_of + tile_floats, outputs[1].bias) : v;
+    if constexpr (Conv)
+      if (convolves) conv.finish(a.conv, m, n, v);
   }
 }
 
@@ -321,8 +325,12 @@ void launch_gemv_pairs(const Queue& q, const MultiplyArgs& from, std::uint64_t* 
   a.by_blocks = divider(blocks), a.by_m = divider(from.m);
   const bool wanted = from.conv.y != nullptr, conv = wanted && can_convolve(from.conv.state);
   a.conv = from.conv;
-  launch<Begin::Wide>(q, "gemv_pairs", conv ? gemv_pairs<true> : gemv_pairs<false>,
-                      dim3{static_cast<unsigned>(blocks)}, kRowThreads,
+  const bool one_group =
+      w.group_shift > 0 && a.stages % (2 * kParts) == 0;  // segments begin evenly
+  const auto kernel = conv        ? one_group ? gemv_pairs<true, true> : gemv_pairs<true, false>
+                             : one_group ? gemv_pairs<false, true>
+                                  : gemv_pairs<false, false>;
+  launch<Begin::Wide>(q, "gemv_pairs", kernel, dim3{static_cast<unsigned>(blocks)}, kRowThreads,
                       alone(q, shared_bytes(from)), a);
   if (wanted && !conv) launch_conv(q, from.conv);
 }

@@ -35,8 +35,7 @@ struct NormWeights {
 // N: stages a warp, at most.
 template <int N, bool Sums>
 __device__ __forceinline__ void norm_row_of(const Source& s, std::int64_t row, int turn, int int8,
-                                            Slice slice, Words words, RowMeta* meta,
-                                            float* scratch,
+                                            Slice slice, Words words, RowMeta* meta, float* scratch,
                                             const NormWeights<N>* early = nullptr) {
   const int tid = static_cast<int>(threadIdx.x), lane = tid % 32, warp = tid / 32;
   const int stages = s.k / kStage, count = (stages - warp + kRowWarps - 1) / kRowWarps;
