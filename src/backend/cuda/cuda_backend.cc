@@ -31,7 +31,7 @@ CudaBackend::CudaBackend(int threads, int blocks, int schedule, bool small, bool
   post_ = alloc_host(kPostBytes), inbox_ = alloc_host(kInboxBytes);
   arrived_ = {(1 + kMaxRuns) * sizeof(int), "counts of blocks"};
   clear(q_, arrived_.get(), arrived_.size());
-  turns_ = {std::size_t{kInTurn} * kMaxSharers * (kMaxRows / 2) * 2 * sizeof(std::uint64_t),
+  turns_ = {std::size_t{kTurns} * kMaxSharers * (kMaxRows / 2) * 2 * sizeof(std::uint64_t),
             "counts of shared rows"};
   clear(q_, turns_.get(), turns_.size());
 }

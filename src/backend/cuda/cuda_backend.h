@@ -143,8 +143,7 @@ class CudaBackend final : public Backend {
   Queue q_;
   ThreadPool pool_;
   Block arrived_;  // Choice's count of blocks, then gemv_pieces'
-  static constexpr int kInTurn = 4;
-  Block turns_;  // gemv_pairs', by blocks and rows
+  Block turns_;    // gemv_pairs', by blocks and rows
   int turns_given_ = 0;
   // Small uploads pass through here, so that the host need not wait for them.
   static constexpr std::size_t kPostBytes = std::size_t{1} << 20;

@@ -225,10 +225,10 @@ __global__ void __launch_bounds__(kRowThreads, 1) gemv_pairs(const __grid_consta
     // Once the round's sums are there, 16 threads have a tile, or a pair, and row of x.
     const int teams = end - at < kTeams ? end - at : kTeams, unit = a.by_m.of(tid / kTile),
               m = tid / kTile - unit * a.m, tile = a.swiglu ? at + unit : kPair * at + unit;
-    const Output& o = output_of(a, outputs, tile, 0);
-    const int n = (tile - o.first) * kTile + tid % kTile;
-    const bool has = unit < (a.swiglu ? teams : kPair * teams) && tile < a.tiles && n < o.n;
-    const bool convolves = Conv && has && &o == outputs;
+    const Output& to_y = output_of(a, outputs, tile, 0);
+    const int n = (tile - to_y.first) * kTile + tid % kTile;
+    const bool has = unit < (a.swiglu ? teams : kPair * teams) && tile < a.tiles && n < to_y.n;
+    const bool convolves = Conv && has && &to_y == outputs;
     Convolution conv;
     if constexpr (Conv)
       if (convolves) conv.load(a.conv, m, n);  // it comes while the products are made
@@ -271,8 +271,9 @@ __global__ void __launch_bounds__(kRowThreads, 1) gemv_pairs(const __grid_consta
       for (int j = 0; j < kParts; ++j) sum = sum + p[j * width];
       return bias != nullptr ? sum + bias[n] : sum;
     };
-    const float v = sum_up(sums_of, o.bias);
-    o.y[m * o.ldy + n] = a.swiglu ? silu(v) * sum_up(sums_of + tile_floats, outputs[1].bias) : v;
+    const float v = sum_up(sums_of, to_y.bias);
+    to_y.y[m * to_y.ldy + n] =
+        a.swiglu ? silu(v) * sum_up(sums_of + tile_floats, outputs[1].bias) : v;
     if constexpr (Conv)
       if (convolves) conv.finish(a.conv, m, n, v);
   }
@@ -327,11 +328,19 @@ void launch_gemv_pairs(const Queue& q, const MultiplyArgs& from, std::uint64_t* 
   a.conv = from.conv;
   const bool one_group =
       w.group_shift > 0 && a.stages % (2 * kParts) == 0;  // segments begin evenly
-  const auto kernel = conv        ? one_group ? gemv_pairs<true, true> : gemv_pairs<true, false>
-                             : one_group ? gemv_pairs<false, true>
-                                  : gemv_pairs<false, false>;
-  launch<Begin::Wide>(q, "gemv_pairs", kernel, dim3{static_cast<unsigned>(blocks)}, kRowThreads,
-                      alone(q, shared_bytes(from)), a);
+  constexpr void (*kKernels[2][2])(PairsArgs) = {
+      {gemv_pairs<false, false>, gemv_pairs<false, true>},
+      {gemv_pairs<true, false>, gemv_pairs<true, true>}};
+  const auto kernel = kKernels[conv][one_group];
+  const dim3 grid{static_cast<unsigned>(blocks)};
+  const std::size_t shared = alone(q, shared_bytes(from));
+  // A launch that has this one's turns again must not take them before this one is over. That it
+  // comes so early needs all blocks of those between to wait for this one, each on a multiprocessor
+  // of its own (by its registers).
+  if ((kTurns - 1) * blocks + 2 > q.multiprocessors)
+    launch<Begin::Wide>(q, "gemv_pairs", kernel, grid, kRowThreads, shared, a);
+  else
+    launch<Begin::Late>(q, "gemv_pairs", kernel, grid, kRowThreads, shared, a);
   if (wanted && !conv) launch_conv(q, from.conv);
 }
 

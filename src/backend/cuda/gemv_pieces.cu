@@ -86,8 +86,8 @@ struct OneSegment {
   ReadOnce once;
 
   __device__ __forceinline__ OneSegment(const PiecesArgs& a, int tile, int tiles, int stage,
-                                        int count, char* slot, int other)
-      : slot(slot), other(other) {
+                                        int count, char* first_slot, int to_other)
+      : slot(first_slot), other(to_other) {
     constexpr int kStep = kRowWarps / kMaxPieces;
     const int lane = static_cast<int>(threadIdx.x) % 32;
     const std::int64_t at = tile;
@@ -235,11 +235,11 @@ __global__ void __launch_bounds__(kRowThreads, Octets == 1 ? 2 : 1)
   }
 #pragma unroll 1
   for (int unit = warp; !Held && unit < tiles * a.segments; unit += kRowWarps) {
-    const int of_tile = a.by_segments.of(unit), segment = Units::segment_of(a, unit, of_tile),
-              end = a.by_segments.of(a.each * (segment + 1));
+    const int of_tile = a.by_segments.of(unit), of = Units::segment_of(a, unit, of_tile),
+              end = a.by_segments.of(a.each * (of + 1));
     float acc[Octets][2] = {};
 #pragma unroll 1
-    for (int s = a.by_segments.of(a.each * segment); s < end;) {
+    for (int s = a.by_segments.of(a.each * of); s < end;) {
       const int stages = end - s < kLongSlot ? end - s : kLongSlot;
       copy_async_wait<1>();
       warp_sync();
@@ -259,7 +259,7 @@ __global__ void __launch_bounds__(kRowThreads, Octets == 1 ? 2 : 1)
       s += stages;
       leave_slot();
     }
-    store(of_tile * a.segments + segment, acc);
+    store(of_tile * a.segments + of, acc);
   }
   block_sync();
   // Four columns of y a thread.

@@ -175,8 +175,8 @@ void launch_gemv(const Queue& q, const MultiplyArgs& a);
 // The same of 5 to 8 rows under a norm, of which each is made by one of the blocks into `fixed`,
 // two tiles at a time: how many blocks there will be, or 0. turns: counts of rows asked for and of
 // rows made, of all launches so far that had these (a launch: blocks + m and m more), with as many
-// blocks and rows; launches that may overlap have others.
-inline constexpr int kMaxSharers = 1024;
+// blocks and rows; the next kTurns - 1 launches have others, since some may overlap.
+inline constexpr int kMaxSharers = 1024, kTurns = 4;
 int can_gemv_pairs(const Queue& q, const MultiplyArgs& a);
 void launch_gemv_pairs(const Queue& q, const MultiplyArgs& a, std::uint64_t* turns);
 // The same of plain rows and one row-parallel matrix whose pieces are equally long, a piece a

@@ -28,10 +28,9 @@ constexpr std::int64_t kManyValues = 4096;
 
 }  // namespace
 
-// Launches in a row have different ones: the next one's blocks may come while this one runs.
 std::uint64_t* CudaBackend::turns(int blocks, int m) {
   const int of = (blocks - 1) * (kMaxRows / 2) + m - kMaxRows / 2 - 1;
-  return turns_.as<std::uint64_t>() + (of * kInTurn + turns_given_++ % kInTurn) * 2;
+  return turns_.as<std::uint64_t>() + (of * kTurns + turns_given_++ % kTurns) * 2;
 }
 
 Fixed CudaBackend::fixed_rows(const char* name, std::int64_t rows, const Matrix& w, bool straight) {
@@ -100,9 +99,7 @@ void CudaBackend::multiply_kind(Source s, std::int64_t m, Activations activation
       launch_multiply(q_, r, fixed);
   };
   bool fused = plan != Plan::Prepass && !as_it_is &&
-               (sharers > 0 ? true
-                : gemv      ? can_fuse_gemv(q_, a)
-                            : can_fuse(q_, a, fixed));
+               (sharers > 0 || (gemv ? can_fuse_gemv(q_, a) : can_fuse(q_, a, fixed)));
   if (fused && plan == Plan::Auto) {
     PlanKey key{m, s.k, s.kind, s.other != nullptr, fixed, a.int8, static_cast<int>(a.finish)};
     for (int i = 0; i < a.outputs; ++i)
