@@ -102,7 +102,7 @@ stage_ahead() {
 stage_sanitize() {
   local tool sanitizer some tests
   some='DeltaNet.AS*:*DeltaNetTest*/2:*DeltaNetTest*/3:*MoeTest*/6:*MoeTest*/9:Gated*:Embedding*:'
-  some+='Router*:*AttentionTest*/3:Linear.ManyRows:Linear.ShortPieces:*LinearConvTest*/0'
+  some+='Router*:*AttentionTest*/3:Linear.ManyRows:Linear.ShortPieces:*LinearConvTest*/0:GemvPairs.Conv*'
   sanitizer=$(command -v compute-sanitizer || echo /usr/local/cuda/bin/compute-sanitizer)
   for tool in memcheck racecheck synccheck initcheck; do
     echo "== $tool"
