@@ -34,7 +34,7 @@ struct Case {
   Activations activations;
 };
 
-// h, u and all y, after each of three launches, which share counts.
+// h, u and all y after each launch; the fifth has the first one's counts of turns again.
 std::vector<float> run(Backend& b, const Case& c, int launches) {
   std::vector<std::unique_ptr<Weight>> w;
   std::deque<Buffer> y, bias;

@@ -157,7 +157,7 @@ TEST(Linear, ShortPieces) {
   check_case({WeightType::Int4, 35, 512, 8, 64, 8, true}, Activations::Int16);
   check_case({WeightType::Int4, 20, 1536, 3, 64, 4, true}, Activations::Int8);
 }
-// Segments of 4 stages and of 5, of blocks with tiles enough for the one to lend to the other.
+// Pieces of eight segments of 4 stages, of 5 and of both, of which a warp of a GPU has one.
 TEST(Linear, LongSumsOfManyTiles) {
   for (const std::int64_t k : {17408, 16896, 18432, 20480})
     check_case({WeightType::Int4, 150, k, k == 17408 ? 8 : 5, 128, 8, true}, Activations::Int16);

@@ -5,8 +5,9 @@
 // are read once. Of several splits, the one that ends last puts an eighth together, in their order
 // whoever it is: nobody waits.
 //
-// The row's own key and value are made in each block that needs them and stored by one: what a
-// launch stores in the cache, none of its blocks reads there. Rows are of different sequences.
+// The row's own key and value are made by the block of their position, which takes them from its
+// shared memory and stores them: what a launch stores in the cache, none of its blocks reads there.
+// Rows are of different sequences.
 #include "backend/cuda/attention_step.cuh"
 
 namespace nibble::NIBBLE_CUDA_NS {

@@ -137,7 +137,7 @@ class CudaBackend final : public Backend {
   void attend_half(const AttendArgs& a, const RowPlace* rows);
   static bool can_step(const DeltaState& state);  // delta_step() takes these heads
   void delta_step(const DeltaRuleLinearArgs& a, const Fixed& fixed);
-  std::uint64_t* turns(int blocks, int m);
+  std::uint64_t* turns(int blocks, int m);  // of the next launch_gemv_pairs()
   Fixed fixed_rows(const char* name, std::int64_t rows, const Matrix& w, bool straight);
 
   Queue q_;

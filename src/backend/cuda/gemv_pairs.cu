@@ -210,15 +210,9 @@ __global__ void __launch_bounds__(kRowThreads, 1) gemv_pairs(const __grid_consta
           load_fresh(reinterpret_cast<const uint4*>(a.fixed.meta + r * a.stages + i));
   block_sync();
 
-  const uint4* x[2];    // column 8 o + lane / 4 of B: limb, row of x
-  const RowMeta* y[2];  // rows 4 o + lane % 4, whose sums this lane holds
-#pragma unroll
-  for (int o = 0; o < 2; ++o) {  // where there is no such row: others', for nobody
-    int in = 4 * o + lane / 8, of = 4 * o + lane % 4;
-    in = in < a.m ? in : 0, of = of < a.m ? of : 0;
-    x[o] = reinterpret_cast<const uint4*>(words) + in * a.stages * 8 + lane / 4 % 2 * 4 + lane % 4;
-    y[o] = meta + of * a.meta_pitch;
-  }
+  const uint4* x[2];
+  const RowMeta* y[2];
+  find_rows(words, meta, a.m, a.stages, a.meta_pitch, x, y);
 #pragma unroll 1
   for (int at = begin, turn = 0; at < end; at += kTeams, turn ^= 1) {
     float* const round = sums + turn * round_floats;
@@ -297,7 +291,7 @@ int pairs_of(const MultiplyArgs& a) {
 
 }  // namespace
 
-int can_gemv_pairs(const Queue& q, const MultiplyArgs& a) {
+int gemv_pairs_blocks(const Queue& q, const MultiplyArgs& a) {
   const Matrix& w = a.out[0].w;
   const int blocks = q.blocks > 0 ? q.blocks : q.multiprocessors;
   if (a.m <= kMaxRows / 2 || a.m > kMaxRows || a.tasks != nullptr || a.ids != nullptr ||
@@ -310,7 +304,7 @@ int can_gemv_pairs(const Queue& q, const MultiplyArgs& a) {
 
 void launch_gemv_pairs(const Queue& q, const MultiplyArgs& from, std::uint64_t* turns) {
   const Matrix& w = from.out[0].w;
-  const int blocks = q.blocks > 0 ? q.blocks : q.multiprocessors;
+  const int blocks = gemv_pairs_blocks(q, from);
   PairsArgs a{};
   a.source = from.source, a.fixed = from.fixed, a.turns = turns;
   a.outputs = from.outputs, a.m = from.m, a.int8 = from.int8;

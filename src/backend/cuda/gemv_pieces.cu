@@ -182,15 +182,9 @@ __global__ void __launch_bounds__(kRowThreads, Octets == 1 ? 2 : 1)
     round_slice<kHeldEights>(a, piece * a.each, {words}, meta);
   block_sync();
 
-  const uint4* x[Octets];    // column 8 o + lane / 4 of B: limb, row of x
-  const RowMeta* y[Octets];  // rows 4 o + lane % 4, whose sums this lane holds
-#pragma unroll
-  for (int o = 0; o < Octets; ++o) {  // where there is no such row: others', for nobody
-    int in = 4 * o + lane / 8, of = 4 * o + lane % 4;
-    in = in < a.m ? in : 0, of = of < a.m ? of : 0;
-    x[o] = reinterpret_cast<const uint4*>(words) + in * a.each * 8 + lane / 4 % 2 * 4 + lane % 4;
-    y[o] = meta + of * (a.each + 1);
-  }
+  const uint4* x[Octets];
+  const RowMeta* y[Octets];
+  find_rows(words, meta, a.m, a.each, a.each + 1, x, y);
   const char* scales = slot - lane * 16 + kLongSlot * kCodeBytes + lane / 4 * 4;
   const auto store = [&](int at, const float(&acc)[Octets][2]) {
     float* const to = sums + at * width + lane / 4;

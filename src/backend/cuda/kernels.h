@@ -177,7 +177,7 @@ void launch_gemv(const Queue& q, const MultiplyArgs& a);
 // rows made, of all launches so far that had these (a launch: blocks + m and m more), with as many
 // blocks and rows; the next kTurns - 1 launches have others, since some may overlap.
 inline constexpr int kMaxSharers = 1024, kTurns = 4;
-int can_gemv_pairs(const Queue& q, const MultiplyArgs& a);
+int gemv_pairs_blocks(const Queue& q, const MultiplyArgs& a);
 void launch_gemv_pairs(const Queue& q, const MultiplyArgs& a, std::uint64_t* turns);
 // The same of plain rows and one row-parallel matrix whose pieces are equally long, a piece a
 // block. scratch: as many floats as gemv_pieces_scratch() says; arrived: kMaxRuns zeros, before and

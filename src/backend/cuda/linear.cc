@@ -1,8 +1,8 @@
 // linear, add_rmsnorm_linear, gated_rmsnorm_linear: which launches, in which plan.
 //
-// Of few rows every block prepares x itself where it fits in shared memory (one launch); else rows
-// are prepared once. Which is faster is measured (plan.cc), and a matter of cost only: the bits are
-// the same.
+// Of few rows every block prepares x itself where it fits in shared memory, or, of five to eight, a
+// block a row for all (one launch); else rows are prepared once before. Which is faster is measured
+// (plan.cc), and a matter of cost only: the bits are the same.
 #include <algorithm>
 
 #include "backend/cuda/cuda_backend.h"
@@ -75,7 +75,7 @@ void CudaBackend::multiply_kind(Source s, std::int64_t m, Activations activation
   const Choice& choice = after.choice;
   const bool with_choice = choice.k > 0 && gemv && can_choose(a, choice);
   if (with_choice) a.choice = choice;
-  const int sharers = gemv && !with_choice ? can_gemv_pairs(q_, a) : 0;
+  const int sharers = gemv && !with_choice ? gemv_pairs_blocks(q_, a) : 0;
   const auto run = [&](bool fused) {
     MultiplyArgs r = a;
     if (fused && sharers > 0) {

@@ -60,8 +60,8 @@ __device__ __forceinline__ void each_eight(const KvLayer& c, std::int64_t at, Us
   }
 }
 
-// A warp's weights of a block's 64 scores, s of positions lane and lane + 32: their maximum, and of
-// the result's lanes the sum (lane l adds positions l, l + 16, ...; then the lanes are added).
+// A block's 64 scores by a warp, s of positions lane and lane + 32: their weights e, and of all 64
+// the largest score and the weights' sum (lane l adds l, l + 16, ...; then 16 lanes are added).
 struct Softened {
   float e[2], top, sum;
 };

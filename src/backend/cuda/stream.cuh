@@ -21,6 +21,23 @@ inline std::size_t alone(const Queue& q, std::size_t shared) {
   return two ? half + 16 : shared;
 }
 
+// Where a lane finds the block's rows, `stages` each, meta `pitch` apart. x: column 8 o + lane / 4
+// of B (limb, row of x); y: rows 4 o + lane % 4, whose sums it holds. Where there is no such row:
+// another's, for nobody.
+template <int Octets>
+__device__ __forceinline__ void find_rows(const char* words, const RowMeta* meta, int m, int stages,
+                                          int pitch, const uint4* (&x)[Octets],
+                                          const RowMeta* (&y)[Octets]) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+#pragma unroll
+  for (int o = 0; o < Octets; ++o) {
+    int in = 4 * o + lane / 8, of = 4 * o + lane % 4;
+    in = in < m ? in : 0, of = of < m ? of : 0;
+    x[o] = reinterpret_cast<const uint4*>(words) + in * stages * 8 + lane / 4 % 2 * 4 + lane % 4;
+    y[o] = meta + of * pitch;
+  }
+}
+
 // A stage of a tile. codes: + 16 lane; scales: of this lane's two rows; x and y: of this lane.
 template <int Octets>
 __device__ __forceinline__ void add_stage(const char* codes, const char* scales,

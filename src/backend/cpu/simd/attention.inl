@@ -88,7 +88,8 @@ inline void attend(const AttentionTask& t) {
     F sum = f_zero();
     for (int i = 0; i < kSub; ++i) {
       const F e = f_exp(f_sub(s[i], f_set1(tops[blocks])));
-      f_store(p + (b - t.begin) + 16 * i, kFixed ? f_mul(e, f_load(t.value_scales + b + 16 * i)) : e);
+      f_store(p + (b - t.begin) + 16 * i,
+              kFixed ? f_mul(e, f_load(t.value_scales + b + 16 * i)) : e);
       sum = f_add(sum, e);
     }
     sums[blocks] = reduce_add(sum);

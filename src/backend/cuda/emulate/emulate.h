@@ -35,6 +35,7 @@ void cluster_wait();
 // Where `at`, in this block's shared memory, lies in that of block `rank` of its cluster. Throws
 // Error where that one has not arrived yet or has left.
 void* remote(const void* at, int rank);
+// Until a count that other threads add to has come to `least`.
 void await_count(const std::uint64_t* count, std::uint64_t least);
 // 8 bytes of shared memory: a phase ends when `count` have arrived.
 void barrier_init(void* barrier, int count);
