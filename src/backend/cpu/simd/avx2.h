@@ -105,6 +105,7 @@ inline V v_xor(V x, V y) { return _mm256_xor_si256(x, y); }
 inline V v_add16(V x, V y) { return _mm256_add_epi16(x, y); }
 inline V v_add(V x, V y) { return _mm256_add_epi32(x, y); }
 inline V v_shl(V x, int n) { return _mm256_slli_epi32(x, n); }
+inline V v_sar(V x, int n) { return _mm256_srai_epi32(x, n); }
 inline V v_shl16(V x, int n) { return _mm256_slli_epi16(x, n); }
 inline V v_shr16(V x, int n) { return _mm256_srli_epi16(x, n); }
 inline V v_sar16(V x, int n) { return _mm256_srai_epi16(x, n); }

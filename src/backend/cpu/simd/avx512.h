@@ -75,7 +75,11 @@ inline void i_store_pairs(std::int16_t* p, I x) {
 using V = __m512i;
 constexpr int kHalves = 1, kRegisters = 32;
 inline V& half(I& x, int) { return x.v; }
-inline V v_load(const std::uint8_t* p) { return _mm512_loadu_si512(p); }
+inline V v_load(const std::uint8_t* p) {
+  V v = _mm512_loadu_si512(p);
+  asm("" : "+v"(v));  // once: GCC would make it an operand of every instruction that takes it
+  return v;
+}
 inline V v_zero() { return _mm512_setzero_si512(); }
 inline V v_set8(int x) { return _mm512_set1_epi8(static_cast<char>(x)); }
 inline V v_set16(int x) { return _mm512_set1_epi16(static_cast<short>(x)); }
@@ -84,6 +88,7 @@ inline V v_xor(V x, V y) { return _mm512_xor_si512(x, y); }
 inline V v_add16(V x, V y) { return _mm512_add_epi16(x, y); }
 inline V v_add(V x, V y) { return _mm512_add_epi32(x, y); }
 inline V v_shl(V x, int n) { return _mm512_slli_epi32(x, static_cast<unsigned>(n)); }
+inline V v_sar(V x, int n) { return _mm512_srai_epi32(x, static_cast<unsigned>(n)); }
 inline V v_shl16(V x, int n) { return _mm512_slli_epi16(x, static_cast<unsigned>(n)); }
 inline V v_shr16(V x, int n) { return _mm512_srli_epi16(x, static_cast<unsigned>(n)); }
 inline V v_sar16(V x, int n) { return _mm512_srai_epi16(x, static_cast<unsigned>(n)); }

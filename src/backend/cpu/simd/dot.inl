@@ -14,16 +14,18 @@ inline V add_pairs(V sum, V x, V y) { return v_dpwssd(sum, x, y); }
 
 template <int L, int MB, int Chunks, int H>
 inline void add_bytes(const std::uint8_t* codes, const XRow* x, std::int64_t k0, V* sum) {
-  // Even and odd quads apart where registers allow: shorter dependency chains.
+  // Even and odd quads apart where registers allow: shorter dependency chains, and the odd ones'
+  // codes stay the upper halves of their bytes, 16 times as large, which is taken from their sum.
   constexpr int kSums = MB * H, kWays = 2 * L * kSums <= kRegisters / 2 ? 2 : 1;
-  const V nibble = v_set8(15);
+  const V nibble = v_set8(15), upper = v_set8(0xf0);
   V lo[kSums][2], hi[kSums][2];
   for (int i = 0; i < kSums; ++i) lo[i][0] = sum[i], lo[i][1] = hi[i][0] = hi[i][1] = v_zero();
   for (int v = 0; v < Chunks * 4; ++v) {
     V w0[H], w1[H];
     for (int h = 0; h < H; ++h) {
       const V w = v_load(codes + v * 64 + h * 32);
-      w0[h] = v_and(w, nibble), w1[h] = v_and(v_shr16(w, 4), nibble);
+      w0[h] = v_and(w, nibble);
+      w1[h] = kWays == 2 ? v_and(w, upper) : v_and(v_shr16(w, 4), nibble);
     }
     for (int m = 0; m < MB; ++m) {
       const std::int64_t k = k0 + v * 8;
@@ -39,8 +41,9 @@ inline void add_bytes(const std::uint8_t* codes, const XRow* x, std::int64_t k0,
     }
   }
   for (int i = 0; i < kSums; ++i) {
-    sum[i] = v_add(lo[i][0], lo[i][1]);
-    if (L == 2) sum[i] = v_add(sum[i], v_shl(v_add(hi[i][0], hi[i][1]), 8));
+    V even = lo[i][0], odd = lo[i][1];
+    if (L == 2) even = v_add(even, v_shl(hi[i][0], 8)), odd = v_add(odd, v_shl(hi[i][1], 8));
+    sum[i] = v_add(even, kWays == 2 ? v_sar(odd, 4) : odd);
   }
 }
 #else
