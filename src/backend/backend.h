@@ -30,6 +30,8 @@ class Backend {
   virtual int threads() const = 0;           // 1 where that means nothing
 
   virtual Buffer alloc(std::size_t bytes) = 0;
+  // What a model takes in weights and state, before it does: a device has one allocation for all.
+  virtual void reserve(std::size_t bytes) { static_cast<void>(bytes); }
   // Host memory, for what download() writes again and again: a device may copy there faster, and
   // top_logits() may write there by itself.
   virtual Buffer alloc_host(std::size_t bytes) {

@@ -93,6 +93,7 @@ Engine::Engine(const Checkpoint& checkpoint, const EngineOptions& options)
           "are needed, {:.2f} GB "
           "are available; a shorter --context or a smaller model would fit",
           gb(weights), gb(shape.bytes()), options.slots, impl_->context, gb(available));
+  impl_->backend->reserve(weights + shape.bytes());
   impl_->model = Model::load(checkpoint, *impl_->backend, impl_->backend->prefill_rows(impl_->half),
                              options.progress);
   impl_->state = std::make_unique<SequenceState>(*impl_->backend, shape);

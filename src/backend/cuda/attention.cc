@@ -13,17 +13,17 @@ std::size_t elements(const KvShape& s) {
 
 }  // namespace
 
-CudaKvCache::CudaKvCache(const KvShape& s, const Queue& q) : KvCache(s), q_(q) {
+CudaKvCache::CudaKvCache(const KvShape& s, const Queue& q, Arena& arena) : KvCache(s), q_(q) {
   const std::size_t vectors = elements(s),
                     bytes = vectors * static_cast<std::size_t>(s.head_dim) * element();
-  keys_ = {bytes, "the KV cache"}, values_ = {bytes, "the KV cache"};
+  keys_ = {bytes, "the KV cache", &arena}, values_ = {bytes, "the KV cache", &arena};
   clear(q_, keys_.get(), bytes), clear(q_, values_.get(), bytes);
   if (s.type != KvType::I16) return;
   arrived_ = {kMaxRows * static_cast<std::size_t>(s.kv_heads) * kAttendCluster * sizeof(int),
-              "counts of blocks"};
+              "counts of blocks", &arena};
   clear(q_, arrived_.get(), arrived_.size());
   for (Block* b : {&key_scales_, &value_scales_}) {
-    *b = {vectors * sizeof(float), "the KV cache"};
+    *b = {vectors * sizeof(float), "the KV cache", &arena};
     clear(q_, b->get(), b->size());
   }
 }
@@ -88,7 +88,7 @@ void CudaKvCache::read(std::int64_t layer, std::int64_t slot, std::int64_t head,
 }
 
 std::unique_ptr<KvCache> CudaBackend::make_kv_cache(const KvShape& shape) {
-  return std::make_unique<CudaKvCache>(shape, q_);
+  return std::make_unique<CudaKvCache>(shape, q_, arena_);
 }
 
 RopeArgs CudaBackend::rope_args(const RopeCacheArgs& a) {

@@ -10,7 +10,9 @@ namespace nibble::NIBBLE_CUDA_NS {
 
 void device_failure(const std::string& text) { throw Error(text); }
 
-Block::Block(std::size_t bytes, const char* what) : size_(bytes) {
+Block::Block(std::size_t bytes, const char* what, Arena* arena) : size_(bytes) {
+  if (arena != nullptr) p_ = arena->cut(bytes);
+  if (p_ != nullptr) return;
   void* p = allocate(bytes);
   if (p == nullptr) {
     const Memory m = device_memory();
@@ -21,6 +23,20 @@ Block::Block(std::size_t bytes, const char* what) : size_(bytes) {
         what, mb(bytes), mb(m.free), mb(m.total));
   }
   p_ = std::shared_ptr<void>(p, [](void* q) { release(q); });
+}
+
+void Arena::reserve(std::size_t bytes) {
+  p_.reset(), size_ = used_ = 0;
+  void* p = allocate(bytes);
+  if (p == nullptr) return;
+  p_ = std::shared_ptr<void>(p, [](void* q) { release(q); }), size_ = bytes;
+}
+std::shared_ptr<void> Arena::cut(std::size_t bytes) {
+  constexpr std::size_t kAlign = 512;  // as of an allocation by itself
+  if (bytes > left()) return nullptr;
+  std::shared_ptr<void> p(p_, static_cast<char*>(p_.get()) + used_);
+  used_ = std::min(size_, used_ + (bytes + kAlign - 1) / kAlign * kAlign);
+  return p;
 }
 
 CudaBackend::CudaBackend(int threads, int blocks, int schedule, bool small, bool measures)
@@ -49,9 +65,13 @@ std::string CudaBackend::describe() const {
 }
 
 Backend::Buffer CudaBackend::alloc(std::size_t bytes) {
-  Block b(bytes, "a buffer");
+  Block b(bytes, "a buffer", &arena_);
   auto* p = b.as<std::byte>();
   return Buffer(p, [keep = std::move(b)](std::byte*) {});
+}
+// And for what tiles and alignment add.
+void CudaBackend::reserve(std::size_t bytes) {
+  arena_.reserve(bytes + bytes / 128 + (std::size_t{1} << 20));
 }
 Backend::Buffer CudaBackend::alloc_host(std::size_t bytes) {
   return Buffer(static_cast<std::byte*>(allocate_pinned(bytes)),
@@ -76,7 +96,7 @@ void CudaBackend::finish() {
   posted_ = 0, inbox_busy_ = false;
 }
 std::uint64_t CudaBackend::scratch_memory() const {
-  std::uint64_t sum = 0;
+  std::uint64_t sum = arena_.left();
   for (const auto& [name, block] : scratch_) sum += block.size();
   return sum;
 }
@@ -102,7 +122,7 @@ double CudaBackend::read_bandwidth() {
 }
 std::unique_ptr<Weight> CudaBackend::pack(const WeightSource& source, int pieces,
                                           std::int64_t stack) {
-  return std::make_unique<CudaWeight>(source, pieces, stack, q_, pool_);
+  return std::make_unique<CudaWeight>(source, pieces, stack, q_, pool_, arena_);
 }
 
 void* CudaBackend::scratch_bytes(const char* name, std::size_t bytes) {

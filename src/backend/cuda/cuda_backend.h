@@ -14,11 +14,14 @@
 
 namespace nibble::NIBBLE_CUDA_NS {
 
-// Device memory, freed with it.
+class Arena;
+
+// Device memory, freed with it; of an arena, with the last that was cut from it.
 class Block {
  public:
   Block() = default;
-  Block(std::size_t bytes, const char* what);  // throws Error saying what is needed and available
+  // Throws Error saying what is needed and available.
+  Block(std::size_t bytes, const char* what, Arena* arena = nullptr);
   void* get() const { return p_.get(); }
   template <class T>
   T* as() const {
@@ -31,11 +34,23 @@ class Block {
   std::size_t size_ = 0;
 };
 
+// One allocation, from whose start Blocks are cut while there is room.
+class Arena {
+ public:
+  void reserve(std::size_t bytes);  // none if there is no memory; what was left is lost
+  std::shared_ptr<void> cut(std::size_t bytes);  // null: no room
+  std::size_t left() const { return size_ - used_; }
+
+ private:
+  std::shared_ptr<void> p_;
+  std::size_t size_ = 0, used_ = 0;
+};
+
 // A packed matrix (kernels.h says how).
 class CudaWeight final : public Weight {
  public:
   CudaWeight(const WeightSource& source, int pieces, std::int64_t stack, const Queue& q,
-             ThreadPool& pool);
+             ThreadPool& pool, Arena& arena);
   const Matrix& matrix() const { return matrix_; }
 
  private:
@@ -62,6 +77,7 @@ class CudaBackend final : public Backend {
   std::string describe() const override;
   int threads() const override { return 1; }
   Buffer alloc(std::size_t bytes) override;
+  void reserve(std::size_t bytes) override;
   Buffer alloc_host(std::size_t bytes) override;
   bool is_host() const override;
   void upload(void* device, const void* host, std::size_t bytes) override;
@@ -142,6 +158,7 @@ class CudaBackend final : public Backend {
 
   Queue q_;
   ThreadPool pool_;
+  Arena arena_;    // of the model
   Block arrived_;  // Choice's count of blocks, then gemv_pieces'
   Block turns_;    // gemv_pairs', by blocks and rows
   int turns_given_ = 0;

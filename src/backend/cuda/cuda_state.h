@@ -6,7 +6,7 @@ namespace nibble::NIBBLE_CUDA_NS {
 
 class CudaKvCache final : public KvCache {
  public:
-  CudaKvCache(const KvShape& s, const Queue& q);
+  CudaKvCache(const KvShape& s, const Queue& q, Arena& arena);
   void read(std::int64_t layer, std::int64_t slot, std::int64_t head, std::int64_t position,
             float* k, float* v) const override;
   void copy(std::int64_t from, std::int64_t to, std::int64_t n) override;
@@ -22,7 +22,7 @@ class CudaKvCache final : public KvCache {
 
 class CudaDeltaState final : public DeltaState {
  public:
-  CudaDeltaState(const DeltaShape& s, const Queue& q);
+  CudaDeltaState(const DeltaShape& s, const Queue& q, Arena& arena);
   void copy(std::int64_t from, std::int64_t to) override;
   void read(std::int64_t layer, std::int64_t slot, std::int64_t head, float* s) const override;
   DeltaLayer layer(std::int64_t layer) const;

@@ -3,11 +3,12 @@
 
 namespace nibble::NIBBLE_CUDA_NS {
 
-CudaDeltaState::CudaDeltaState(const DeltaShape& s, const Queue& q) : DeltaState(s), q_(q) {
+CudaDeltaState::CudaDeltaState(const DeltaShape& s, const Queue& q, Arena& arena)
+    : DeltaState(s), q_(q) {
   check(s);
   const auto slots = static_cast<std::size_t>(s.layers * s.slots);
-  conv_ = {slots * conv_size() * sizeof(float), "the convolution state"};
-  rule_ = {slots * rule_size() * sizeof(float), "the recurrent state"};
+  conv_ = {slots * conv_size() * sizeof(float), "the convolution state", &arena};
+  rule_ = {slots * rule_size() * sizeof(float), "the recurrent state", &arena};
   clear(q_, conv_.get(), conv_.size()), clear(q_, rule_.get(), rule_.size());
 }
 
@@ -55,7 +56,7 @@ void CudaDeltaState::read(std::int64_t at, std::int64_t slot, std::int64_t head,
 }
 
 std::unique_ptr<DeltaState> CudaBackend::make_delta_state(const DeltaShape& shape) {
-  return std::make_unique<CudaDeltaState>(shape, q_);
+  return std::make_unique<CudaDeltaState>(shape, q_, arena_);
 }
 
 ConvArgs CudaBackend::conv_args(const CausalConvArgs& a) {

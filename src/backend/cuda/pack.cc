@@ -29,10 +29,26 @@ int stage_bytes(WeightType t) {
   return 0;
 }
 
+// 32 codes of row r of a tile, chunk `chunk` of a stage: four bytes at a time.
+void pack_chunk(WeightType type, const std::uint8_t* codes, std::int64_t chunk, std::int64_t r,
+                std::uint8_t* stage) {
+  for (std::int64_t i = 0; i < 4; ++i) {
+    std::uint32_t low, high;
+    std::memcpy(&low, codes + 4 * i, 4), std::memcpy(&high, codes + 16 + 4 * i, 4);
+    std::uint8_t* lane = stage + (r % 8 * 4 + i) * 16 + r / 8 * 4;
+    if (type == WeightType::Int8) {
+      std::memcpy(lane + chunk * 512, &low, 4), std::memcpy(lane + chunk * 512 + 8, &high, 4);
+    } else {
+      low |= high << 4;
+      std::memcpy(lane + chunk * 8, &low, 4);
+    }
+  }
+}
+
 }  // namespace
 
 CudaWeight::CudaWeight(const WeightSource& source, int pieces, std::int64_t stack, const Queue& q,
-                       ThreadPool& pool)
+                       ThreadPool& pool, Arena& arena)
     : Weight(source.format(), pieces, stack) {
   require(stack > 0 && format_.n % stack == 0, "[pack] expected {} rows in {} equal matrices",
           format_.n, stack);
@@ -69,9 +85,9 @@ CudaWeight::CudaWeight(const WeightSource& source, int pieces, std::int64_t stac
                                  static_cast<std::size_t>(m.stage_bytes),
                     record_bytes = static_cast<std::size_t>(m.groups) *
                                    static_cast<std::size_t>(m.record_bytes);
-  codes_ = {tiles * tile_bytes, "weights"};
-  if (record_bytes > 0) scales_ = {tiles * record_bytes, "weight scales"};
-  plan_ = {stages_.size() * sizeof(Stage), "a weight's plan"};
+  codes_ = {tiles * tile_bytes, "weights", &arena};
+  if (record_bytes > 0) scales_ = {tiles * record_bytes, "weight scales", &arena};
+  plan_ = {stages_.size() * sizeof(Stage), "a weight's plan", &arena};
   copy_in(q, plan_.get(), stages_.data(), plan_.size());
   m.codes = codes_.as<std::uint8_t>(), m.scales = scales_.as<std::uint8_t>();
   m.plan = plan_.as<Stage>();
@@ -126,26 +142,20 @@ void CudaWeight::pack_tile(const WeightRows& rows, std::int64_t first, std::int6
     const std::int64_t columns = std::min<std::int64_t>(32 * s.chunks, k - s.column);
     for (std::int64_t r = 0; r < count; ++r) {
       const std::int64_t from = (first + r) * k + s.column;
+      if (is_quantised(type)) {
+        for (std::int64_t j = 0; j < columns; j += 32)  // groups are of whole chunks
+          pack_chunk(type, rows.codes.data() + from + j, j / 32, r, stage);
+        continue;
+      }
       for (std::int64_t j = 0; j < columns; ++j) {
-        if (!is_quantised(type)) {
-          const float v = rows.values[static_cast<std::size_t>(from + j)];
-          const std::int64_t per = type == WeightType::F32 ? 4 : 8;
-          std::uint8_t* at = stage + (j / per * kTile + r) * 16 + j % per * (16 / per);
-          const std::uint16_t bits = type == WeightType::F16 ? float_to_half(v) : float_to_bf16(v);
-          if (type == WeightType::F32)
-            std::memcpy(at, &v, 4);
-          else
-            std::memcpy(at, &bits, 2);
-          continue;
-        }
-        const std::uint8_t code = rows.codes[static_cast<std::size_t>(from + j)];
-        const std::int64_t chunk = j / 32, half = j / 16 % 2, lane = r % 8 * 4 + j % 16 / 4,
-                           byte = j % 4;
-        if (type == WeightType::Int8)
-          stage[chunk * 512 + lane * 16 + (half * 2 + r / 8) * 4 + byte] = code;
+        const float v = rows.values[static_cast<std::size_t>(from + j)];
+        const std::int64_t per = type == WeightType::F32 ? 4 : 8;
+        std::uint8_t* at = stage + (j / per * kTile + r) * 16 + j % per * (16 / per);
+        const std::uint16_t bits = type == WeightType::F16 ? float_to_half(v) : float_to_bf16(v);
+        if (type == WeightType::F32)
+          std::memcpy(at, &v, 4);
         else
-          stage[lane * 16 + (chunk * 2 + r / 8) * 4 + byte] |=
-              static_cast<std::uint8_t>(code << 4 * half);
+          std::memcpy(at, &bits, 2);
       }
     }
   }
