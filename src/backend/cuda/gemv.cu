@@ -64,27 +64,31 @@ std::size_t row_bytes(const MultiplyArgs& a) {
 }
 
 using Kernel = void (*)(GemvArgs);
-// conv: of more than 4 copied rows; elsewhere a convolution is a launch of its own.
+// Conv: of more than 4 copied rows; elsewhere a convolution is a launch of its own.
 template <int Octets, int Slot, Rows From>
-Kernel kernel_of(bool chosen, bool conv) {
+Kernel kernel_of(Work of) {
   constexpr bool kNorm = From == Rows::NormOfFew || From == Rows::NormOfMany;
   if constexpr (Octets == 2 && From == Rows::Copied)
-    if (conv) return gemv<Octets, Slot, From, false, true>;
-  return chosen ? gemv<Octets, Slot, From, !kNorm, false> : gemv<Octets, Slot, From, false, false>;
+    if (of == Work::Conv) return gemv<Octets, Slot, From, Work::Conv>;
+  if constexpr (Octets == 1 && kNorm)
+    if (of == Work::Whole) return gemv<Octets, Slot, From, Work::Whole>;
+  if constexpr (!kNorm)
+    if (of == Work::Chosen) return gemv<Octets, Slot, From, Work::Chosen>;
+  return gemv<Octets, Slot, From, Work::Plain>;
 }
 template <int Octets, int Slot>
-Kernel kernel_of(Rows from, bool chosen, bool conv) {
+Kernel kernel_of(Rows from, Work of) {
   switch (from) {
     case Rows::Global:
-      return kernel_of<Octets, Slot, Rows::Global>(chosen, conv);
+      return kernel_of<Octets, Slot, Rows::Global>(of);
     case Rows::Copied:
-      return kernel_of<Octets, Slot, Rows::Copied>(chosen, conv);
+      return kernel_of<Octets, Slot, Rows::Copied>(of);
     case Rows::NormOfFew:
-      return kernel_of<Octets, Slot, Rows::NormOfFew>(chosen, conv);
+      return kernel_of<Octets, Slot, Rows::NormOfFew>(of);
     case Rows::NormOfMany:
-      return kernel_of<Octets, Slot, Rows::NormOfMany>(chosen, conv);
+      return kernel_of<Octets, Slot, Rows::NormOfMany>(of);
     default:
-      return kernel_of<Octets, Slot, Rows::Plain>(chosen, conv);
+      return kernel_of<Octets, Slot, Rows::Plain>(of);
   }
 }
 
@@ -139,9 +143,11 @@ void launch_gemv(const Queue& q, const MultiplyArgs& from) {
   const bool wanted = from.conv.y != nullptr,
              conv = wanted && a.width > 4 && copied && can_convolve(from.conv.state);
   a.conv = from.conv;
+  const bool whole = !a.tree && a.parts_of_warp == 1;
+  const Work of = chosen ? Work::Chosen : conv ? Work::Conv : whole ? Work::Whole : Work::Plain;
   const Kernel kernel = (a.width > 4 ? is_short ? kernel_of<2, kShortSlot> : kernel_of<2, kLongSlot>
                          : is_short ? kernel_of<1, kShortSlot>
-                                     : kernel_of<1, kLongSlot>)(rows_from, chosen, conv);
+                                     : kernel_of<1, kLongSlot>)(rows_from, of);
   const int blocks = jobs < most ? jobs : most;
   a.all_jobs = jobs, a.by_blocks = divider(blocks);
   const dim3 grid{static_cast<unsigned>(blocks)};

@@ -42,10 +42,17 @@ __device__ __forceinline__ void choose_at_last(const GemvArgs& a) {
 // a launch does not run costs it registers and its way through the instruction caches.
 enum class Rows : int { Global, Copied, NormOfFew, NormOfMany, Plain };
 
-// Chosen: by tasks or ids. Conv: output 0 goes through a causal convolution, too.
-template <int Octets, int Slot, Rows From, bool Chosen, bool Conv>
+// What a launch's products are of: matrices; those chosen by tasks or ids; output 0 also through a
+// causal convolution; Whole: matrices of which a warp's part is one segment, none of it shared.
+// There what is looked at once an item lies in shared memory or is read anew: what the compiler
+// keeps in local memory instead comes back from the second cache (docs/h200.md, O), for beside
+// shared memory the first one is too small.
+enum class Work : int { Plain, Chosen, Conv, Whole };
+
+template <int Octets, int Slot, Rows From, Work Of>
 __global__ void __launch_bounds__(kRowThreads, Octets == 1 ? 2 : 1)
     gemv(const __grid_constant__ GemvArgs a) {
+  constexpr bool Chosen = Of == Work::Chosen, Conv = Of == Work::Conv, Whole = Of == Work::Whole;
   const int tid = static_cast<int>(threadIdx.x), lane = tid % 32, warp = tid / 32;
   const bool late = Chosen && a.known == 0;
   start_next(!late);  // else the next launch could not know of ours what it is told to
@@ -104,8 +111,9 @@ __global__ void __launch_bounds__(kRowThreads, Octets == 1 ? 2 : 1)
             end = a.by_blocks.of(jobs * (block + 1)) * per_job;
   // Of an odd number of items the last is shared, by segments: it would take one team as long as
   // all of a block with one item less.
-  const int split = !Chosen && a.split != 0 && (end - begin) % 2 != 0 ? end - 1 : 0x7fffffff;
-  const int mine_end = end + (split < end && team == 1);
+  const int split =
+      !Whole && !Chosen && a.split != 0 && (end - begin) % 2 != 0 ? end - 1 : 0x7fffffff;
+  const int mine_end = end + (!Whole && split < end && team == 1);
   char* slot = memory + warp * (2 * slot_bytes(Slot));  // in use
   int other = slot_bytes(Slot);
   Stream<Slot> stream{};
@@ -113,9 +121,15 @@ __global__ void __launch_bounds__(kRowThreads, Octets == 1 ? 2 : 1)
   Course& course = courses[warp];  // each lane writes the same
   course.item = begin + team, course.end = has_part && first < last ? mine_end : begin;
   course.split = split, course.step = teams;
-  if (course.item < course.end) stream.template locate<Chosen>(a, outputs, own, course);
+  if constexpr (Whole) course.stop = has_part ? mine_end : begin, course.segment = begin + team;
+  if (course.item < course.end) {
+    if constexpr (Whole)
+      stream.locate_whole(a, outputs, own, course.item);
+    else
+      stream.template locate<Chosen>(a, outputs, own, course);
+  }
 #pragma unroll 1
-  for (int i = 0; i < 2; ++i) stream.template bring<Chosen>(a, outputs, own, course);
+  for (int i = 0; i < 2; ++i) stream.template bring<Chosen, Whole>(a, outputs, own, course);
   if (!late)
     ask_ahead<Chosen>(a, outputs, begin + team, teams, has_part ? end : begin, first, last,
                       a.parts_of_warp > 1 ? 2 : 2 * Slot);
@@ -159,8 +173,10 @@ __global__ void __launch_bounds__(kRowThreads, Octets == 1 ? 2 : 1)
     const int stop = at + round_items < end ? at + round_items : end,
               mine_stop = stop < end ? stop : mine_end;
 #pragma unroll 1
-    for (int item = at + team; item < mine_stop; item += teams) {
-      if (!has_part) break;
+    for (int item = at + team; Whole || item < mine_stop; item += teams) {
+      if (Whole) item = course.segment;
+      if (Whole ? item >= course.stop || (stop < end && item >= stop) : !has_part) break;
+      const int lane = Whole ? static_cast<int>(thread_again() % 32) : tid % 32;
       const int of_task = Chosen ? a.by_task_items.of(item) : 0;
       const Task* task = Chosen && a.tasks != nullptr ? a.tasks + of_task : nullptr;
       const int count = task != nullptr ? task->rows : Chosen ? 1 : a.m;
@@ -176,13 +192,14 @@ __global__ void __launch_bounds__(kRowThreads, Octets == 1 ? 2 : 1)
         y[o] = meta + of * a.meta_pitch;
       }
       float total[Octets][2] = {};
-      float* to = round + (item - at) * item_floats + part * a.parts_of_warp * each + lane / 4;
-      const bool second = item > split;
+      float* to = round + (item - at) * item_floats + part * (Whole ? 1 : a.parts_of_warp) * each +
+                  lane / 4;
+      const bool second = !Whole && item > split;
       if (second) to = halves + part * kMaxHalf * each + lane / 4;
-      const Segments& now = own[share_of(item, split) * kMaxPieces];
+      const Segments& now = own[Whole ? 0 : share_of(item, split) * kMaxPieces];
       int s = now.begin;
 #pragma unroll 1
-      for (int segment = 0; segment < now.count; ++segment) {
+      for (int segment = 0; segment < (Whole ? 1 : now.count); ++segment) {
         const int here = now.end[segment];
         float acc[Octets][2] = {};
 #pragma unroll 1
@@ -206,14 +223,14 @@ __global__ void __launch_bounds__(kRowThreads, Octets == 1 ? 2 : 1)
           }
           s += stages;
           warp_sync();  // all have read the slot
-          stream.template bring<Chosen>(a, outputs, own, courses[warp]);
+          stream.template bring<Chosen, Whole>(a, outputs, own, courses[warp]);
           slot += other, other = -other;
         }
 #pragma unroll
         for (int o = 0; o < Octets; ++o)
 #pragma unroll
           for (int h = 0; h < 2; ++h) total[o][h] = total[o][h] + acc[o][h];
-        if (segment + 1 < now.count && a.parts_of_warp == 1 && !second) continue;
+        if (!Whole && segment + 1 < now.count && a.parts_of_warp == 1 && !second) continue;
 #pragma unroll
         for (int o = 0; o < Octets; ++o) {
           const int m = 4 * o + lane % 4;
@@ -222,11 +239,18 @@ __global__ void __launch_bounds__(kRowThreads, Octets == 1 ? 2 : 1)
         }
         to += each;
       }
+      if constexpr (Whole) {
+        const int next = course.segment + course.step;
+        warp_sync();  // all have read it
+        course.segment = next;
+        warp_sync();
+      }
     }
     block_sync();
+    const int thread = Whole ? static_cast<int>(thread_again()) : tid;
     // Sums of segments or pieces, bias, SwiGLU: by 16 threads a (job, row of x).
 #pragma unroll 1
-    for (int i = tid / kTile; i < ((stop - at) >> pair) * a.width; i += kRowThreads / kTile) {
+    for (int i = thread / kTile; i < ((stop - at) >> pair) * a.width; i += kRowThreads / kTile) {
       const int of = a.width == 1 ? i : i / a.width, job = (at >> pair) + of, m = i - of * a.width;
       int out = 0, tile = job;
       std::int64_t y_row = m;
@@ -242,17 +266,17 @@ __global__ void __launch_bounds__(kRowThreads, Octets == 1 ? 2 : 1)
       if (!a.swiglu)
         while (out + 1 < a.outputs && tile >= outputs[out + 1].first) ++out;
       const Output& o = outputs[out];
-      const int n = (tile - o.first) * kTile + tid % kTile;
+      const int n = (tile - o.first) * kTile + thread % kTile;
       if (n >= o.n) continue;
-      const float* from = round + of * per_job * item_floats + m * kTile + tid % kTile;
+      const float* from = round + of * per_job * item_floats + m * kTile + thread % kTile;
       float v[2] = {};
 #pragma unroll 1
       for (int which = 0; which < per_job; ++which, from += item_floats) {
         float p[kMaxPieces];
 #pragma unroll
         for (int j = 0; j < kMaxPieces; ++j) p[j] = j < a.parts ? from[j * each] : 0.0f;
-        if (job == split) {
-          const float* half = halves + m * kTile + tid % kTile;
+        if (!Whole && job == split) {
+          const float* half = halves + m * kTile + thread % kTile;
 #pragma unroll 1
           for (int k = 0; k < a.split; ++k)
 #pragma unroll

@@ -178,6 +178,7 @@ inline void mma_f16(float (&c)[4], std::uint32_t a0, std::uint32_t a1, std::uint
 
 template <class T>
 inline void hold(T&) {}
+inline unsigned thread_again() { return threadIdx.x; }
 
 inline int float_bits(float x) {
   int i;

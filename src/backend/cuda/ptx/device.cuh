@@ -13,6 +13,12 @@ __device__ __forceinline__ char* shared_memory() {
   extern __shared__ __align__(128) char block_memory[];
   return block_memory;
 }
+// threadIdx.x, read anew: what is kept of it for long may end in local memory instead.
+__device__ __forceinline__ unsigned thread_again() {
+  unsigned x;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(x));
+  return x;
+}
 __device__ __forceinline__ void block_sync() { __syncthreads(); }
 __device__ __forceinline__ void warp_sync() { __syncwarp(); }
 
