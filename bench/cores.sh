@@ -68,7 +68,7 @@ peer() {
   python3 bench/peers/compare_llama_cpp.py "$gguf" --threads "$2" --rounds "$3" --generate 24 \
     --llama-bench /tmp/llama-bench --nibble /tmp/nibble \
     --nibble-args "--repeat 1 --activations $mode" \
-    --out "$out/llama_cpp-$1.Q4_0-$mode-$(nproc)cores-$2.json" 2>/dev/null
+    --out "$out/llama_cpp-$1.Q4_0-$mode-$(nproc)cores-${2//,/-}.json" 2>/dev/null
 }
 stage_peers() {
   local shape
