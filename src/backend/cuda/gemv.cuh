@@ -176,26 +176,26 @@ __global__ void __launch_bounds__(kRowThreads, Octets == 1 ? 2 : 1)
     for (int item = at + team; Whole || item < mine_stop; item += teams) {
       if (Whole) item = course.segment;
       if (Whole ? item >= course.stop || (stop < end && item >= stop) : !has_part) break;
-      const int lane = Whole ? static_cast<int>(thread_again() % 32) : tid % 32;
+      const int own_lane = Whole ? static_cast<int>(thread_again() % 32) : tid % 32;
       const int of_task = Chosen ? a.by_task_items.of(item) : 0;
       const Task* task = Chosen && a.tasks != nullptr ? a.tasks + of_task : nullptr;
       const int count = task != nullptr ? task->rows : Chosen ? 1 : a.m;
-      const uint4* x[Octets];    // column 8 o + lane / 4 of B: limb, row of x
-      const RowMeta* y[Octets];  // rows 4 o + lane % 4, whose sums this lane holds
+      const uint4* x[Octets];    // column 8 o + own_lane / 4 of B: limb, row of x
+      const RowMeta* y[Octets];  // rows 4 o + own_lane % 4, whose sums this own_lane holds
 #pragma unroll
       for (int o = 0; o < Octets; ++o) {  // where there is no such row: others', for nobody
-        int in = 4 * o + lane / 8, of = 4 * o + lane % 4;
+        int in = 4 * o + own_lane / 8, of = 4 * o + own_lane % 4;
         in = in < count ? in : 0, of = of < count ? of : 0;
         if (task != nullptr) in = task->x[in], of = task->x[of];
         if (Chosen && task == nullptr) in = of = of_task * a.x_step;
-        x[o] = words + in * a.stages * 8 + lane / 4 % 2 * 4 + lane % 4;
+        x[o] = words + in * a.stages * 8 + own_lane / 4 % 2 * 4 + own_lane % 4;
         y[o] = meta + of * a.meta_pitch;
       }
       float total[Octets][2] = {};
       float* to = round + (item - at) * item_floats + part * (Whole ? 1 : a.parts_of_warp) * each +
-                  lane / 4;
+                  own_lane / 4;
       const bool second = !Whole && item > split;
-      if (second) to = halves + part * kMaxHalf * each + lane / 4;
+      if (second) to = halves + part * kMaxHalf * each + own_lane / 4;
       const Segments& now = own[Whole ? 0 : share_of(item, split) * kMaxPieces];
       int s = now.begin;
 #pragma unroll 1
@@ -207,7 +207,8 @@ __global__ void __launch_bounds__(kRowThreads, Octets == 1 ? 2 : 1)
           const int stages = here - s < Slot ? here - s : Slot;
           copy_async_wait<1>();
           warp_sync();
-          const char *codes = slot + lane * 16, *scales = slot + Slot * kCodeBytes + lane / 4 * 4;
+          const char *codes = slot + own_lane * 16,
+                     *scales = slot + Slot * kCodeBytes + own_lane / 4 * 4;
           const auto add = [&](int j) {
             add_stage<Octets>(codes + j * kCodeBytes, scales + j * kScaleBytes, x, y, s + j, acc);
           };
@@ -233,7 +234,7 @@ __global__ void __launch_bounds__(kRowThreads, Octets == 1 ? 2 : 1)
         if (!Whole && segment + 1 < now.count && a.parts_of_warp == 1 && !second) continue;
 #pragma unroll
         for (int o = 0; o < Octets; ++o) {
-          const int m = 4 * o + lane % 4;
+          const int m = 4 * o + own_lane % 4;
           if (m < count) to[m * kTile] = total[o][0], to[m * kTile + 8] = total[o][1];
           total[o][0] = total[o][1] = 0;
         }
