@@ -30,7 +30,8 @@ class Backend {
   virtual int threads() const = 0;           // 1 where that means nothing
 
   virtual Buffer alloc(std::size_t bytes) = 0;
-  // What a model takes in weights and state, before it does: a device has one allocation for all.
+  // Bytes that a model will take in weights and state, before it does: a device makes one
+  // allocation, from which alloc() and pack() then take. No error: what it lacks they will say.
   virtual void reserve(std::size_t bytes) { static_cast<void>(bytes); }
   // Host memory, for what download() writes again and again: a device may copy there faster, and
   // top_logits() may write there by itself.
@@ -47,8 +48,8 @@ class Backend {
   // Bytes that alloc() may still give; 0: not known here.
   virtual std::uint64_t available_memory() const { return 0; }
 
-  // Bytes a device has taken for inside its operations, beside what it was asked for; it keeps
-  // them.
+  // Bytes a device has taken for inside its operations, beside what it was asked for, and of
+  // reserve() to spare; it keeps them.
   virtual std::uint64_t scratch_memory() const { return 0; }
 
   // Bytes a second that a device reads of its memory, measured now; 0: this one has the host's.

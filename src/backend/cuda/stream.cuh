@@ -176,8 +176,7 @@ struct Stream {
   const std::uint8_t *codes, *scales;  // + 16 lane
   ReadOnce once;
 
-  // own: of this warp, [share * kMaxPieces].
-  // Work::Whole: of one segment, not shared.
+  // own: of this warp, [share * kMaxPieces]. Work::Whole: of one segment, not shared.
   __device__ __forceinline__ void locate_whole(const GemvArgs& a, const Output* outputs,
                                                const Segments* own, int item) {
     const TilePlace p = place_of<false>(a, outputs, item);
