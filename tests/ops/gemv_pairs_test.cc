@@ -1,6 +1,6 @@
-// Five to eight rows under a norm and matrices with many rows for the blocks there are: the CUDA
-// kernels that share rows of x out among blocks and take two tiles at once, by few blocks of the
-// emulator in several orders, and of a device where there is one.
+// Rows under a norm and matrices with many rows for the blocks there are: the CUDA kernels that
+// share five to eight rows of x out among blocks and take two tiles at once, and those of up to
+// four rows, by few blocks of the emulator in several orders, and of a device where there is one.
 #include <deque>
 
 #include "harness.h"
@@ -17,7 +17,7 @@ using harness::size;
 std::vector<std::unique_ptr<Backend>> few_blocks() {
   std::vector<std::unique_ptr<Backend>> v;
 #ifndef __SANITIZE_THREAD__
-  for (const auto& [blocks, schedule] : {std::pair{2, 0}, {3, 1}, {3, 2}, {5, 3}})
+  for (const auto& [blocks, schedule] : {std::pair{1, 0}, {2, 0}, {3, 1}, {3, 2}, {5, 3}})
     v.push_back(emulated_backend(blocks, schedule));
 #endif
   try {
@@ -72,17 +72,34 @@ std::vector<float> run(Backend& b, const Case& c, int launches) {
   return all;
 }
 
-TEST(GemvPairs, HasTheCpusBits) {
+void check_bits(std::initializer_list<Case> cases, int launches) {
   const auto devices = few_blocks();
   if (devices.empty()) GTEST_SKIP() << "neither emulator nor device";
-  for (const Case& c : {Case{2048, 5, {352}, false, true, Activations::Int16},
-                        Case{5120, 8, {35, 400, 3}, false, true, Activations::Int16},
-                        Case{5056, 7, {336, 336}, true, false, Activations::Int16},
-                        Case{2560, 6, {160, 197}, false, false, Activations::Int8}}) {
-    const std::vector<float> want = run(*harness::backends()[0], c, 6);
+  for (const Case& c : cases) {
+    const std::vector<float> want = run(*harness::backends()[0], c, launches);
     for (const auto& b : devices)
-      ASSERT_TRUE(same_bits(run(*b, c, 6), want)) << b->describe() << " K " << c.k;
+      ASSERT_TRUE(same_bits(run(*b, c, launches), want)) << b->describe() << " K " << c.k;
   }
+}
+
+TEST(GemvPairs, HasTheCpusBits) {
+  check_bits({{2048, 5, {352}, false, true, Activations::Int16},
+              {5120, 8, {35, 400, 3}, false, true, Activations::Int16},
+              {5056, 7, {336, 336}, true, false, Activations::Int16},
+              {2560, 6, {160, 197}, false, false, Activations::Int8}},
+             6);
+}
+
+// Parts of one, two, four and eight segments; of the third, more items a block than two rounds
+// have.
+TEST(GemvWhole, HasTheCpusBits) {
+  check_bits({{448, 2, {35, 50}, false, true, Activations::Int16},
+              {576, 3, {160, 160}, true, true, Activations::Int8},
+              {1088, 1, {1376}, false, false, Activations::Int16},
+              {2048, 4, {35, 400, 3}, false, true, Activations::Int16},
+              {5120, 1, {333}, false, true, Activations::Int16},
+              {5056, 2, {336, 336}, true, false, Activations::Int16}},
+             2);
 }
 
 TEST(GemvPairs, ConvolvesItsFirstOutput) {
