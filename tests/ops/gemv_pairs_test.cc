@@ -90,8 +90,7 @@ TEST(GemvPairs, HasTheCpusBits) {
              6);
 }
 
-// Parts of one, two, four and eight segments; of the third, more items a block than two rounds
-// have.
+// Items of one, two, four and eight segments; of the third, more a block than two rounds have.
 TEST(GemvWhole, HasTheCpusBits) {
   check_bits({{448, 2, {35, 50}, false, true, Activations::Int16},
               {576, 3, {160, 160}, true, true, Activations::Int8},
