@@ -34,7 +34,7 @@ std::size_t divide(const MultiplyArgs& from, int slot, GemvArgs& a) {
             : from.tasks == nullptr     ? from.m
             : from.task_rows < kMaxRows ? from.task_rows
                                         : kMaxRows;
-  const int item = a.parts * a.width * kTile;
+  const int item = a.item_floats = a.parts * a.width * kTile;
   // Parts of a stage or two are too short for a warp each.
   int least = w.stages, longest = 0;
   for (int i = 0; i < a.parts; ++i) {
@@ -44,7 +44,7 @@ std::size_t divide(const MultiplyArgs& from, int slot, GemvArgs& a) {
   a.parts_of_warp = a.parts < kMaxPieces || least < 1 || longest > 2 ? 1 : longest == 1 ? 4 : 2;
   while (a.parts_of_warp > 1 && 2 * a.parts_of_warp * item > kRoundFloats) a.parts_of_warp /= 2;
   a.team_warps = 1;
-  while (a.team_warps * a.parts_of_warp < a.parts) a.team_warps *= 2;
+  while (a.team_warps * a.parts_of_warp < a.parts) a.team_warps *= 2, ++a.team_shift;
   const bool even = a.tree && a.parts == kMaxPieces && least == longest;
   if (even && a.parts_of_warp == 1 && from.ids == nullptr && from.tasks == nullptr)
     a.split = segment_count(longest) / 2;
@@ -52,6 +52,7 @@ std::size_t divide(const MultiplyArgs& from, int slot, GemvArgs& a) {
   const int teams = kRowWarps / a.team_warps, unit = teams > 2 ? teams : 2,
             most = kRoundFloats / item < kRoundItems ? kRoundFloats / item : kRoundItems;
   a.round_items = most > unit ? most / unit * unit : unit;
+  a.each = a.width * kTile, a.round_floats = a.round_items * item;
   return static_cast<std::size_t>(2 * kRowWarps * slot_bytes(slot)) + sizeof a.out +
          kShares * kMaxPieces * sizeof(Segments) + kRowWarps * sizeof(Course) +
          static_cast<std::size_t>(2 * kRowWarps + 2 * a.round_items * item +
@@ -64,31 +65,27 @@ std::size_t row_bytes(const MultiplyArgs& a) {
 }
 
 using Kernel = void (*)(GemvArgs);
-// Conv: of more than 4 copied rows; elsewhere a convolution is a launch of its own.
+// conv: of more than 4 copied rows; elsewhere a convolution is a launch of its own.
 template <int Octets, int Slot, Rows From>
-Kernel kernel_of(Work of) {
+Kernel kernel_of(bool chosen, bool conv) {
   constexpr bool kNorm = From == Rows::NormOfFew || From == Rows::NormOfMany;
   if constexpr (Octets == 2 && From == Rows::Copied)
-    if (of == Work::Conv) return gemv<Octets, Slot, From, Work::Conv>;
-  if constexpr (Octets == 1 && kNorm)
-    if (of == Work::Whole) return gemv<Octets, Slot, From, Work::Whole>;
-  if constexpr (!kNorm)
-    if (of == Work::Chosen) return gemv<Octets, Slot, From, Work::Chosen>;
-  return gemv<Octets, Slot, From, Work::Plain>;
+    if (conv) return gemv<Octets, Slot, From, false, true>;
+  return chosen ? gemv<Octets, Slot, From, !kNorm, false> : gemv<Octets, Slot, From, false, false>;
 }
 template <int Octets, int Slot>
-Kernel kernel_of(Rows from, Work of) {
+Kernel kernel_of(Rows from, bool chosen, bool conv) {
   switch (from) {
     case Rows::Global:
-      return kernel_of<Octets, Slot, Rows::Global>(of);
+      return kernel_of<Octets, Slot, Rows::Global>(chosen, conv);
     case Rows::Copied:
-      return kernel_of<Octets, Slot, Rows::Copied>(of);
+      return kernel_of<Octets, Slot, Rows::Copied>(chosen, conv);
     case Rows::NormOfFew:
-      return kernel_of<Octets, Slot, Rows::NormOfFew>(of);
+      return kernel_of<Octets, Slot, Rows::NormOfFew>(chosen, conv);
     case Rows::NormOfMany:
-      return kernel_of<Octets, Slot, Rows::NormOfMany>(of);
+      return kernel_of<Octets, Slot, Rows::NormOfMany>(chosen, conv);
     default:
-      return kernel_of<Octets, Slot, Rows::Plain>(of);
+      return kernel_of<Octets, Slot, Rows::Plain>(chosen, conv);
   }
 }
 
@@ -121,6 +118,7 @@ bool can_choose(const MultiplyArgs& a, const Choice& c) {
 
 void launch_gemv(const Queue& q, const MultiplyArgs& from) {
   GemvArgs a;
+  const bool chosen = from.tasks != nullptr || from.ids != nullptr;
   const bool fused = from.fixed.words == nullptr;
   const std::size_t rows = row_bytes(from), least = fused ? rows : 0;
   const bool is_short = divide(from, kLongSlot, a) + least > q.shared_limit;
@@ -128,30 +126,34 @@ void launch_gemv(const Queue& q, const MultiplyArgs& from) {
   const std::size_t more = rows + static_cast<std::size_t>(from.m) * sizeof(RowMeta);
   const bool copied = !fused && shared + more <= q.shared_limit, own = fused || copied;
   if (copied) shared += more;
+  const bool whole = fused && !chosen && from.source.kind == Source::Norm && !a.tree && !a.pieces &&
+                     a.parts_of_warp == 1 && a.width <= kMaxRows / 2;
+  if (whole) shared = whole_bytes(a, is_short ? kShortSlot : kLongSlot) + rows;
   a.meta_pitch = a.stages + copied;  // so that rows lie in different banks
   if (own) a.copy_rows = a.m;
   shared = alone(q, shared);
   a.ahead = a.width > 4 ? 0 : q.ahead / kRowWarps / kCodeBytes;
   const int most = q.blocks > 0 ? q.blocks : q.multiprocessors,
-            jobs = from.tasks != nullptr || from.ids != nullptr ? a.jobs * from.max_tasks : a.jobs;
+            jobs = chosen ? a.jobs * from.max_tasks : a.jobs;
   const Rows rows_from = copied                              ? Rows::Copied
                          : !fused                            ? Rows::Global
                          : from.source.kind == Source::Plain ? Rows::Plain
                          : is_few(from.source)               ? Rows::NormOfFew
                                                              : Rows::NormOfMany;
-  const bool chosen = from.tasks != nullptr || from.ids != nullptr;
   const bool wanted = from.conv.y != nullptr,
              conv = wanted && a.width > 4 && copied && can_convolve(from.conv.state);
   a.conv = from.conv;
-  const bool whole = !a.tree && a.parts_of_warp == 1;
-  const Work of = chosen ? Work::Chosen : conv ? Work::Conv : whole ? Work::Whole : Work::Plain;
   const Kernel kernel = (a.width > 4 ? is_short ? kernel_of<2, kShortSlot> : kernel_of<2, kLongSlot>
                          : is_short ? kernel_of<1, kShortSlot>
-                                     : kernel_of<1, kLongSlot>)(rows_from, of);
+                                     : kernel_of<1, kLongSlot>)(rows_from, chosen, conv);
   const int blocks = jobs < most ? jobs : most;
   a.all_jobs = jobs, a.by_blocks = divider(blocks);
+  a.jobs_each = jobs / blocks, a.jobs_more = jobs % blocks;
+  a.columns = (a.source.k + blocks - 1) / blocks;
   const dim3 grid{static_cast<unsigned>(blocks)};
-  if (a.width > 4)
+  if (whole)
+    launch_gemv_whole(q, a, is_short ? kShortSlot : kLongSlot, is_few(from.source), grid, shared);
+  else if (a.width > 4)
     launch<Begin::Wide>(q, "gemv", kernel, grid, kRowThreads, shared, a);
   else
     launch<Begin::Stream>(q, "gemv", kernel, grid, kRowThreads, shared, a);

@@ -37,22 +37,20 @@ __device__ __forceinline__ void choose_at_last(const GemvArgs& a) {
            memory + r * top_k_bytes(o.n, k));
 }
 
+// gemv_whole.cu: bytes of shared memory without rows of x; its launch.
+std::size_t whole_bytes(const GemvArgs& a, int slot);
+void launch_gemv_whole(const Queue& q, const GemvArgs& a, int slot, bool few, dim3 grid,
+                       std::size_t shared);
+
 // Where a block has rows of x: prepared before, in memory or copied from there, or made by itself
 // from residual + delta under a norm (few columns or many) or as they are. A kernel for each: what
 // a launch does not run costs it registers and its way through the instruction caches.
 enum class Rows : int { Global, Copied, NormOfFew, NormOfMany, Plain };
 
-// What a launch's products are of: matrices; those chosen by tasks or ids; output 0 also through a
-// causal convolution; Whole: matrices of which a warp's part is one segment, none of it shared.
-// There what is looked at once an item lies in shared memory or is read anew: what the compiler
-// keeps in local memory instead comes back from the second cache (docs/h200.md, O), for beside
-// shared memory the first one is too small.
-enum class Work : int { Plain, Chosen, Conv, Whole };
-
-template <int Octets, int Slot, Rows From, Work Of>
+// Chosen: by tasks or ids. Conv: output 0 goes through a causal convolution, too.
+template <int Octets, int Slot, Rows From, bool Chosen, bool Conv>
 __global__ void __launch_bounds__(kRowThreads, Octets == 1 ? 2 : 1)
     gemv(const __grid_constant__ GemvArgs a) {
-  constexpr bool Chosen = Of == Work::Chosen, Conv = Of == Work::Conv, Whole = Of == Work::Whole;
   const int tid = static_cast<int>(threadIdx.x), lane = tid % 32, warp = tid / 32;
   const bool late = Chosen && a.known == 0;
   start_next(!late);  // else the next launch could not know of ours what it is told to
@@ -111,9 +109,8 @@ __global__ void __launch_bounds__(kRowThreads, Octets == 1 ? 2 : 1)
             end = a.by_blocks.of(jobs * (block + 1)) * per_job;
   // Of an odd number of items the last is shared, by segments: it would take one team as long as
   // all of a block with one item less.
-  const int split =
-      !Whole && !Chosen && a.split != 0 && (end - begin) % 2 != 0 ? end - 1 : 0x7fffffff;
-  const int mine_end = end + (!Whole && split < end && team == 1);
+  const int split = !Chosen && a.split != 0 && (end - begin) % 2 != 0 ? end - 1 : 0x7fffffff;
+  const int mine_end = end + (split < end && team == 1);
   char* slot = memory + warp * (2 * slot_bytes(Slot));  // in use
   int other = slot_bytes(Slot);
   Stream<Slot> stream{};
@@ -121,15 +118,9 @@ __global__ void __launch_bounds__(kRowThreads, Octets == 1 ? 2 : 1)
   Course& course = courses[warp];  // each lane writes the same
   course.item = begin + team, course.end = has_part && first < last ? mine_end : begin;
   course.split = split, course.step = teams;
-  if constexpr (Whole) course.stop = has_part ? mine_end : begin, course.segment = begin + team;
-  if (course.item < course.end) {
-    if constexpr (Whole)
-      stream.locate_whole(a, outputs, own, course.item);
-    else
-      stream.template locate<Chosen>(a, outputs, own, course);
-  }
+  if (course.item < course.end) stream.template locate<Chosen>(a, outputs, own, course);
 #pragma unroll 1
-  for (int i = 0; i < 2; ++i) stream.template bring<Chosen, Whole>(a, outputs, own, course);
+  for (int i = 0; i < 2; ++i) stream.template bring<Chosen>(a, outputs, own, course);
   if (!late)
     ask_ahead<Chosen>(a, outputs, begin + team, teams, has_part ? end : begin, first, last,
                       a.parts_of_warp > 1 ? 2 : 2 * Slot);
@@ -156,12 +147,15 @@ __global__ void __launch_bounds__(kRowThreads, Octets == 1 ? 2 : 1)
     else
       plain_rows(a.source, a.m, warp, kRowWarps, a.int8, {own_words}, own_meta);
   } else {
-    const Slice slice{a.by_blocks.of(a.source.k * block), a.by_blocks.of(a.source.k * (block + 1))};
-    constexpr int kStages = From == Rows::NormOfFew ? kFewStages : kHeldStages;
+    NormRows<From == Rows::NormOfFew ? kFewStages : kHeldStages, false> rows(a.source);
+    const auto slice = [&] {
+      return Slice{a.by_blocks.of(a.source.k * block), a.by_blocks.of(a.source.k * (block + 1))};
+    };
+    const bool stores = rows.has(slice());
 #pragma unroll 1
     for (int r = 0; r < a.m; ++r)
-      norm_row_of<kStages, false>(a.source, r, r, a.int8, slice, {own_words + r * a.stages * 128},
-                                  own_meta + r * a.stages, scratch);
+      rows.template make<false>(a.source, r, r, a.int8, stores, slice,
+                                {own_words + r * a.stages * 128}, own_meta + r * a.stages, scratch);
   }
   if constexpr (From != Rows::Global) block_sync();
 
@@ -173,33 +167,30 @@ __global__ void __launch_bounds__(kRowThreads, Octets == 1 ? 2 : 1)
     const int stop = at + round_items < end ? at + round_items : end,
               mine_stop = stop < end ? stop : mine_end;
 #pragma unroll 1
-    for (int item = at + team; Whole || item < mine_stop; item += teams) {
-      if (Whole) item = course.segment;
-      if (Whole ? item >= course.stop || (stop < end && item >= stop) : !has_part) break;
-      const int own_lane = Whole ? static_cast<int>(thread_again() % 32) : tid % 32;
+    for (int item = at + team; item < mine_stop; item += teams) {
+      if (!has_part) break;
       const int of_task = Chosen ? a.by_task_items.of(item) : 0;
       const Task* task = Chosen && a.tasks != nullptr ? a.tasks + of_task : nullptr;
       const int count = task != nullptr ? task->rows : Chosen ? 1 : a.m;
-      const uint4* x[Octets];    // column 8 o + own_lane / 4 of B: limb, row of x
-      const RowMeta* y[Octets];  // rows 4 o + own_lane % 4, whose sums this own_lane holds
+      const uint4* x[Octets];    // column 8 o + lane / 4 of B: limb, row of x
+      const RowMeta* y[Octets];  // rows 4 o + lane % 4, whose sums this lane holds
 #pragma unroll
       for (int o = 0; o < Octets; ++o) {  // where there is no such row: others', for nobody
-        int in = 4 * o + own_lane / 8, of = 4 * o + own_lane % 4;
+        int in = 4 * o + lane / 8, of = 4 * o + lane % 4;
         in = in < count ? in : 0, of = of < count ? of : 0;
         if (task != nullptr) in = task->x[in], of = task->x[of];
         if (Chosen && task == nullptr) in = of = of_task * a.x_step;
-        x[o] = words + in * a.stages * 8 + own_lane / 4 % 2 * 4 + own_lane % 4;
+        x[o] = words + in * a.stages * 8 + lane / 4 % 2 * 4 + lane % 4;
         y[o] = meta + of * a.meta_pitch;
       }
       float total[Octets][2] = {};
-      float* to = round + (item - at) * item_floats + part * (Whole ? 1 : a.parts_of_warp) * each +
-                  own_lane / 4;
-      const bool second = !Whole && item > split;
-      if (second) to = halves + part * kMaxHalf * each + own_lane / 4;
-      const Segments& now = own[Whole ? 0 : share_of(item, split) * kMaxPieces];
+      float* to = round + (item - at) * item_floats + part * a.parts_of_warp * each + lane / 4;
+      const bool second = item > split;
+      if (second) to = halves + part * kMaxHalf * each + lane / 4;
+      const Segments& now = own[share_of(item, split) * kMaxPieces];
       int s = now.begin;
 #pragma unroll 1
-      for (int segment = 0; segment < (Whole ? 1 : now.count); ++segment) {
+      for (int segment = 0; segment < now.count; ++segment) {
         const int here = now.end[segment];
         float acc[Octets][2] = {};
 #pragma unroll 1
@@ -207,8 +198,7 @@ __global__ void __launch_bounds__(kRowThreads, Octets == 1 ? 2 : 1)
           const int stages = here - s < Slot ? here - s : Slot;
           copy_async_wait<1>();
           warp_sync();
-          const char *codes = slot + own_lane * 16,
-                     *scales = slot + Slot * kCodeBytes + own_lane / 4 * 4;
+          const char *codes = slot + lane * 16, *scales = slot + Slot * kCodeBytes + lane / 4 * 4;
           const auto add = [&](int j) {
             add_stage<Octets>(codes + j * kCodeBytes, scales + j * kScaleBytes, x, y, s + j, acc);
           };
@@ -224,34 +214,27 @@ __global__ void __launch_bounds__(kRowThreads, Octets == 1 ? 2 : 1)
           }
           s += stages;
           warp_sync();  // all have read the slot
-          stream.template bring<Chosen, Whole>(a, outputs, own, courses[warp]);
+          stream.template bring<Chosen>(a, outputs, own, courses[warp]);
           slot += other, other = -other;
         }
 #pragma unroll
         for (int o = 0; o < Octets; ++o)
 #pragma unroll
           for (int h = 0; h < 2; ++h) total[o][h] = total[o][h] + acc[o][h];
-        if (!Whole && segment + 1 < now.count && a.parts_of_warp == 1 && !second) continue;
+        if (segment + 1 < now.count && a.parts_of_warp == 1 && !second) continue;
 #pragma unroll
         for (int o = 0; o < Octets; ++o) {
-          const int m = 4 * o + own_lane % 4;
+          const int m = 4 * o + lane % 4;
           if (m < count) to[m * kTile] = total[o][0], to[m * kTile + 8] = total[o][1];
           total[o][0] = total[o][1] = 0;
         }
         to += each;
       }
-      if constexpr (Whole) {
-        const int next = course.segment + course.step;
-        warp_sync();  // all have read it
-        course.segment = next;
-        warp_sync();
-      }
     }
     block_sync();
-    const int thread = Whole ? static_cast<int>(thread_again()) : tid;
     // Sums of segments or pieces, bias, SwiGLU: by 16 threads a (job, row of x).
 #pragma unroll 1
-    for (int i = thread / kTile; i < ((stop - at) >> pair) * a.width; i += kRowThreads / kTile) {
+    for (int i = tid / kTile; i < ((stop - at) >> pair) * a.width; i += kRowThreads / kTile) {
       const int of = a.width == 1 ? i : i / a.width, job = (at >> pair) + of, m = i - of * a.width;
       int out = 0, tile = job;
       std::int64_t y_row = m;
@@ -267,17 +250,17 @@ __global__ void __launch_bounds__(kRowThreads, Octets == 1 ? 2 : 1)
       if (!a.swiglu)
         while (out + 1 < a.outputs && tile >= outputs[out + 1].first) ++out;
       const Output& o = outputs[out];
-      const int n = (tile - o.first) * kTile + thread % kTile;
+      const int n = (tile - o.first) * kTile + tid % kTile;
       if (n >= o.n) continue;
-      const float* from = round + of * per_job * item_floats + m * kTile + thread % kTile;
+      const float* from = round + of * per_job * item_floats + m * kTile + tid % kTile;
       float v[2] = {};
 #pragma unroll 1
       for (int which = 0; which < per_job; ++which, from += item_floats) {
         float p[kMaxPieces];
 #pragma unroll
         for (int j = 0; j < kMaxPieces; ++j) p[j] = j < a.parts ? from[j * each] : 0.0f;
-        if (!Whole && job == split) {
-          const float* half = halves + m * kTile + thread % kTile;
+        if (job == split) {
+          const float* half = halves + m * kTile + tid % kTile;
 #pragma unroll 1
           for (int k = 0; k < a.split; ++k)
 #pragma unroll

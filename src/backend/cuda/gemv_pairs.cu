@@ -138,16 +138,19 @@ __device__ __forceinline__ int take_turn(const PairsArgs& a, std::uint64_t& befo
 }
 // All rows are made. row: this block's turn. told: an int of shared memory. before: thread 0's.
 __device__ __forceinline__ void make_rows(const PairsArgs& a, int row, std::uint64_t before,
-                                          const NormWeights<kHeldStages>& weights, int* told,
+                                          NormRows<kHeldStages, true>& rows, int* told,
                                           float* scratch) {
 #pragma unroll 1
   while (row < a.m) {
     std::uint64_t next = 0;
     if (threadIdx.x == 0) next = atomic_add(a.turns, 1);  // it comes while the row is made
-    norm_row_of<kHeldStages, false>(
-        a.source, row, 0, a.int8, {0, a.source.k},
+    rows.make<false>(
+        a.source, row, 0, a.int8, true,
+        [&] {
+          return Slice{0, a.source.k};
+        },
         {static_cast<char*>(a.fixed.words) + static_cast<std::int64_t>(row) * a.stages * 128},
-        a.fixed.meta + row * a.stages, scratch, &weights);
+        a.fixed.meta + row * a.stages, scratch);
     block_sync();
     if (threadIdx.x == 0) {
       fence(), atomic_add(a.turns + 1, 1);
@@ -195,9 +198,10 @@ __global__ void __launch_bounds__(kRowThreads, 1) gemv_pairs(const __grid_consta
   for (int i = 0; i < 2; ++i) stream.bring<OneGroup>(a, outputs, first, last);
   if constexpr (Conv) ask_for_state(a.conv, kPair * begin, kPair * end);
   {
-    const NormWeights<kHeldStages> weights(a.source);
+    NormRows<kHeldStages, true> rows(a.source);
+    rows.ready(a.source);
     await_last();
-    make_rows(a, *told, before, weights, told, scratch);
+    make_rows(a, *told, before, rows, told, scratch);
   }
   const int bytes = a.m * a.stages * 128;
   const char* from = static_cast<const char*>(a.fixed.words);

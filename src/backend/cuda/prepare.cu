@@ -28,11 +28,18 @@ __global__ void __launch_bounds__(kRowThreads)
 template <int Stages>
 __global__ void __launch_bounds__(kRowThreads)
     prepare_norm(Source s, int int8, int stages, Fixed fixed) {
-  start_next(), await_last();
+  start_next();
+  NormRows<Stages, true> rows(s);
+  rows.ready(s);
+  await_last();
   const std::int64_t row = blockIdx.x;
-  norm_row_of<Stages, true>(s, row, 0, int8, {0, s.k},
-                            {static_cast<char*>(fixed.words) + row * stages * 128, fixed.straight},
-                            fixed.meta + row * stages, reinterpret_cast<float*>(shared_memory()));
+  rows.template make<true>(
+      s, row, 0, int8, true,
+      [&] {
+        return Slice{0, s.k};
+      },
+      {static_cast<char*>(fixed.words) + row * stages * 128, fixed.straight},
+      fixed.meta + row * stages, reinterpret_cast<float*>(shared_memory()));
 }
 template <int HeadStages>  // 0: plain rows
 __global__ void __launch_bounds__(kRowThreads)

@@ -86,14 +86,26 @@ struct Words {
   bool straight = false;
 };
 
+// What turns values of at most `largest` into fixed point and back: as IEEE divides, the usual
+// range by a quotient's remainder (Markstein: right where the reciprocal is) and no branch.
+__device__ __forceinline__ void scale_of(float largest, int int8, float& scale, float& inverse) {
+  const float top = int8 ? 127.0f : 32512.0f, by_top = int8 ? 1.0f / 127.0f : 1.0f / 32512.0f;
+  float r = reciprocal_near(largest);
+  r = fmaf(r, fmaf(-largest, r, 1.0f), r);
+  scale = largest * by_top, inverse = top * r;
+  scale = fmaf(by_top, fmaf(-top, scale, largest), scale);
+  inverse = fmaf(r, fmaf(-largest, inverse, top), inverse);
+  if (!(largest < 1e30f)) scale = largest / top, inverse = top / largest;
+  if (largest < 1e-30f) scale = inverse = 0.0f;  // 1 / largest would overflow
+}
+
 // `count` stages of a row by one warp: stage first + step i has this lane's columns `lane` (x) and
 // `lane + 32` (y) of 64 in v[i] -> 128 bytes and their meta. A lane divides for a stage.
 // Sums: of each chunk too, which only other kernels than gemv ask for.
 template <int N, bool Sums>
-__device__ __forceinline__ void round_stages(const float2 (&v)[N], int count, int first, int step,
+__device__ __forceinline__ void round_stages(float2 (&v)[N], int count, int first, int step,
                                              int int8, Words to, RowMeta* meta) {
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  const float top = int8 ? 127.0f : 32512.0f;
+  const int lane = static_cast<int>(thread_again() % 32);
   float largest = 0;
 #pragma unroll
   for (int i = 0; i < N; ++i) {
@@ -102,27 +114,43 @@ __device__ __forceinline__ void round_stages(const float2 (&v)[N], int count, in
     const int m = warp_max(x > y ? x : y);
     if (lane == i) largest = bits_float(m);
   }
-  const bool tiny = largest < 1e-30f;  // 1 / largest would overflow
-  const float scales = tiny ? 0.0f : largest / top, inverse = tiny ? 0.0f : top / largest;
+  float scale, inverse;
+  scale_of(largest, int8, scale, inverse);
+  // Finite values stay in bounds; where one is not, NaN becomes the lower one, as on the CPU.
+  if (first_lane(!(largest < 3e38f)) < 32) {
+    const float top = int8 ? 127.0f : 32512.0f;
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      const float inv = shuffle(inverse, i);
+      v[i] = {cut(v[i].x * inv, top), cut(v[i].y * inv, top)};
+    }
+    inverse = 1;
+  }
+  // q = 256 high + low, both signed bytes; int8: high is 0. In the lowest bits of q + kBig.
+  constexpr float kBig = 12582912.0f;  // 1.5 * 2^23: the sum is rounded to an integer
+  constexpr unsigned kBias = 0x4b400000;
   const int second = to.straight ? 32 : 8;
   char* const words =
-      to.at + first * 128 + (to.straight ? lane : lane % 16 / 4 * 16 + lane / 16 * 4 + lane % 4);
-  meta += first;
+      to.at + first * 128 + (to.straight ? lane : (lane & 12) * 4 + (lane & 16) / 4 + (lane & 3));
+  int sum0 = 0, sum1 = 0;  // of stage `lane`
 #pragma unroll
   for (int i = 0; i < N; ++i) {
-    const float scale = shuffle(scales, i), inv = shuffle(inverse, i);
-    const int q0 = round_int(cut(v[i].x * inv, top)), q1 = round_int(cut(v[i].y * inv, top));
-    const int sum0 = warp_add(Sums ? q0 : q0 + q1), sum1 = Sums ? warp_add(q1) : 0;
-    if (i < count) {  // q = 256 high + low, both signed bytes; int8: high is 0
+    const float inv = shuffle(inverse, i);
+    const auto q0 = static_cast<unsigned>(float_bits(v[i].x * inv + kBig)),
+               q1 = static_cast<unsigned>(float_bits(v[i].y * inv + kBig));
+    const int all0 = warp_add(static_cast<int>(Sums ? q0 - kBias : q0 + q1 - 2 * kBias)),
+              all1 = Sums ? warp_add(static_cast<int>(q1 - kBias)) : 0;
+    if (lane == i) sum0 = all0, sum1 = all1;
+    if (i < count) {
       char* at = words + i * step * 128;
       at[0] = static_cast<char>((q0 + 128) >> 8), at[second] = static_cast<char>((q1 + 128) >> 8);
       at[64] = static_cast<char>(q0), at[64 + second] = static_cast<char>(q1);
-      if (lane == 0) {
-        RowMeta& m = meta[i * step];
-        m.scale = scale, m.minus8 = -8 * (sum0 + sum1);
-        if constexpr (Sums) m.sum[0] = sum0, m.sum[1] = sum1;
-      }
     }
+  }
+  if (lane < count) {
+    RowMeta& m = meta[first + lane * step];
+    m.scale = scale, m.minus8 = -8 * (sum0 + sum1);
+    if constexpr (Sums) m.sum[0] = sum0, m.sum[1] = sum1;
   }
 }
 
@@ -138,7 +166,7 @@ __device__ __forceinline__ void round_rows(const float* x, int count, int k, int
     const int c = first + lane;
     const float* row = x + static_cast<std::int64_t>(r) * k;
     const std::int64_t cell = static_cast<std::int64_t>(at + r) * stages + s;
-    const float2 v[] = {{c < end ? row[c] : 0.0f, c + 32 < end ? row[c + 32] : 0.0f}};
+    float2 v[] = {{c < end ? row[c] : 0.0f, c + 32 < end ? row[c + 32] : 0.0f}};
     round_stages<1, true>(v, 1, 0, 0, int8,
                           {static_cast<char*>(out.words) + cell * 128, out.straight},
                           out.meta + cell);

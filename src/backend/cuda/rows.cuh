@@ -13,81 +13,99 @@ inline constexpr int kHeldStages = 5, kFewStages = 2;  // at once, a warp
 inline constexpr int kHeldEights = 3;                  // at once, a lane of plain rows
 inline constexpr int kHeadStages = 4;                  // of a head under its norm, at most
 
-// A thread's columns of a norm's weight, which nobody writes: before the wait.
-template <int N>
-struct NormWeights {
-  float2 of[N];
-  __device__ __forceinline__ explicit NormWeights(const Source& s) {
-    const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32,
-              stages = s.k / kStage;
-#pragma unroll
-    for (int i = 0; i < N; ++i) {
-      const int stage = warp + i * kRowWarps;
-      const float* from = s.weight + (stage < stages ? stage * kStage : 0) + lane;
-      of[i] = {from[0], from[32]};
-      hold(of[i].x), hold(of[i].y);
-    }
-  }
-};
+// What a thread needs of rows under a norm and may know before the wait. N: stages of a warp, at
+// most. Early: the norm's weight, which nobody writes, too.
+template <int N, bool Early>
+struct NormRows {
+  static constexpr int kStep = kRowWarps * kStage;
+  int column;  // of this lane, first
+  int count;   // stages of this warp
+  float2 w[N];
 
-// Row `row` of the source -> words [stages] 128 bytes, meta [stages]; residual_out and normed in
-// this block's slice. scratch: 32 floats of shared memory; even and odd calls use it by turns.
-// N: stages a warp, at most.
-template <int N, bool Sums>
-__device__ __forceinline__ void norm_row_of(const Source& s, std::int64_t row, int turn, int int8,
-                                            Slice slice, Words words, RowMeta* meta, float* scratch,
-                                            const NormWeights<N>* early = nullptr) {
-  const int tid = static_cast<int>(threadIdx.x), lane = tid % 32, warp = tid / 32;
-  const int stages = s.k / kStage, count = (stages - warp + kRowWarps - 1) / kRowWarps;
-  constexpr int kStep = kRowWarps * kStage;
-  const float *x = s.x + row * s.k, *other = s.other != nullptr ? s.other + row * s.k : nullptr;
-  const int column = (count > 0 ? warp * kStage : 0) + lane;
-  float2 v[N], w[N];  // all loads before the first use
-  const auto load = [&](const float* from, float2(&to)[N]) {
+  __device__ __forceinline__ explicit NormRows(const Source& s) {
+    const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+    column = warp * kStage + lane;
+    count = (s.k / kStage - warp + kRowWarps - 1) / kRowWarps;
+    hold(column), hold(count);
+    if constexpr (Early) {
+      load(s.weight + column, w);
+#pragma unroll
+      for (int i = 0; i < N; ++i) hold(w[i].x), hold(w[i].y);
+    }
+  }
+  __device__ __forceinline__ void ready(const Source& s) {
 #pragma unroll
     for (int i = 0; i < N; ++i) {
-      const int c = i < count ? column + i * kStep : column;
-      to[i] = {from[c], from[c + 32]};
+      w[i].x = w[i].x + s.offset, w[i].y = w[i].y + s.offset;
+      hold(w[i].x), hold(w[i].y);
     }
-  };
-  load(x, v);
-  if (other != nullptr) {
-    load(other, w);
-#pragma unroll
-    for (int i = 0; i < N; ++i) v[i].x = v[i].x + w[i].x, v[i].y = v[i].y + w[i].y;
   }
-  // Of this block's slice, by those who have it.
-  const auto store = [&](float* to) {
+  // Whether a column of this warp is in the slice.
+  __device__ __forceinline__ bool has(Slice slice) const {
+    const int first = static_cast<int>(threadIdx.x) / 32 * kStage;
+    bool any = false;
+#pragma unroll
+    for (int i = 0; i < N; ++i)
+      any |= static_cast<unsigned>(first + i * kStep + kStage - 1 - slice.begin) <
+             static_cast<unsigned>(slice.end - slice.begin + kStage - 1);
+    return any;
+  }
+  // 0 where there is no such stage: it adds nothing. All loads come before the first use.
+  __device__ __forceinline__ void load(const float* from, float2 (&to)[N]) const {
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      to[i] = {0, 0};
+      if (i < count) to[i] = {from[i * kStep], from[i * kStep + 32]};
+    }
+  }
+  __device__ __forceinline__ void store(const float2 (&v)[N], float* to, Slice slice) const {
 #pragma unroll
     for (int i = 0; i < N; ++i) {
       const int c = column + i * kStep;
       if (i >= count || c + 32 < slice.begin || c >= slice.end) continue;
-      if (c >= slice.begin) to[row * s.k + c] = v[i].x;
-      if (c + 32 < slice.end) to[row * s.k + c + 32] = v[i].y;
+      if (c >= slice.begin) to[i * kStep] = v[i].x;
+      if (c + 32 < slice.end) to[i * kStep + 32] = v[i].y;
     }
-  };
-  if (s.residual_out != nullptr) store(s.residual_out);
-  float one = 0, two = 0;
-#pragma unroll
-  for (int i = 0; i < N; ++i) {
-    one = i < count ? fmaf(v[i].x, v[i].x, one) : one;
-    two = i < count ? fmaf(v[i].y, v[i].y, two) : two;
   }
-  float* sums = scratch + turn % 2 * kRowWarps;
-  one = add_lanes(one + two);
-  if (lane == 0) sums[warp] = one;
-  if (early == nullptr) load(s.weight, w);  // while others come
-  block_sync();
-  const float sum = add_sixteen(sums[lane % kRowWarps]);
-  const float inv = 1.0f / sqrtf(sum / static_cast<float>(s.k) + s.eps);
+  // Row `row` of the source -> words [stages] 128 bytes, meta [stages]; residual_out and normed in
+  // this block's slice() where `stores`, which is the warp's. scratch: 32 floats of shared memory;
+  // even and odd calls use it by turns.
+  template <bool Sums, class F>
+  __device__ __forceinline__ void make(const Source& s, std::int64_t row, int turn, int int8,
+                                       bool stores, F&& slice, Words words, RowMeta* meta,
+                                       float* scratch) {
+    const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+    const std::int64_t at = row * s.k + column;
+    float2 v[N], more[N];
+    load(s.x + at, v);
+    if (s.other != nullptr) {
+      load(s.other + at, more);
 #pragma unroll
-  for (int i = 0; i < N; ++i) {
-    const float2 weight = early != nullptr ? early->of[i] : w[i];
-    v[i].x = v[i].x * inv * (weight.x + s.offset), v[i].y = v[i].y * inv * (weight.y + s.offset);
+      for (int i = 0; i < N; ++i) v[i].x = v[i].x + more[i].x, v[i].y = v[i].y + more[i].y;
+    }
+    if (stores && s.residual_out != nullptr) store(v, s.residual_out + at, slice());
+    float one = 0, two = 0;
+#pragma unroll
+    for (int i = 0; i < N; ++i) one = fmaf(v[i].x, v[i].x, one), two = fmaf(v[i].y, v[i].y, two);
+    float* sums = scratch + turn % 2 * kRowWarps;
+    one = add_lanes(one + two);
+    if (lane == 0) sums[warp] = one;
+    if constexpr (!Early) {
+      load(s.weight + column, w);  // while others come
+#pragma unroll
+      for (int i = 0; i < N; ++i) w[i].x = w[i].x + s.offset, w[i].y = w[i].y + s.offset;
+    }
+    block_sync();
+    const float sum = add_sixteen(sums[lane % kRowWarps]);
+    const float inv = 1.0f / sqrtf(sum / static_cast<float>(s.k) + s.eps);
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      v[i].x = v[i].x * inv * w[i].x, v[i].y = v[i].y * inv * w[i].y;
+    }
+    if (stores && s.normed != nullptr) store(v, s.normed + at, slice());
+    round_stages<N, Sums>(v, count, warp, kRowWarps, int8, words, meta);
   }
-  if (s.normed != nullptr) store(s.normed);
-  round_stages<N, Sums>(v, count, warp, kRowWarps, int8, words, meta);
-}
+};
 
 // Heads of up to N stages under their norm and gate: head, head + step, ... below `heads`, by a
 // warp.

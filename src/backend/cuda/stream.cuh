@@ -96,6 +96,10 @@ struct GemvArgs {
   Choice choice;
   int ahead;  // stages that a warp asks the second cache for before it waits for x
   ConvArgs conv;
+  int team_shift;  // team_warps: 1 << team_shift
+  // gemv_whole: of a block; blocks that have one more, the first; its columns of the row to store.
+  int jobs_each, jobs_more, columns;
+  int each, item_floats, round_floats;  // of sums: a part's, an item's, a round's
 };
 
 // The segments of one warp: of a piece, its own; of several parts, these; else one. Of an item that
@@ -161,9 +165,8 @@ __device__ __forceinline__ void ask_ahead(const GemvArgs& a, const Output* outpu
 // that do not suffice go to local memory, and so, past a first cache that shared memory has made
 // small, to the second.
 struct Course {
-  int item, end, step, split;
-  int segment;  // Work::Whole: the item that the warp sums
-  int stop;     // Work::Whole: the end of those
+  int item, end, step, split, segment;
+  int unused;
   const Segments* now;
 };
 
@@ -176,15 +179,7 @@ struct Stream {
   const std::uint8_t *codes, *scales;  // + 16 lane
   ReadOnce once;
 
-  // own: of this warp, [share * kMaxPieces]. Work::Whole: of one segment, not shared.
-  __device__ __forceinline__ void locate_whole(const GemvArgs& a, const Output* outputs,
-                                               const Segments* own, int item) {
-    const TilePlace p = place_of<false>(a, outputs, item);
-    const int lane = static_cast<int>(thread_again() % 32), first = own->begin;
-    codes = p.out->codes + (p.at * a.stages + first) * kCodeBytes + lane * 16;
-    scales = p.out->scales + p.at * a.groups * kScaleBytes + lane % 2 * 16;
-    s = first + lane / 2, left = own->end[0] - first;
-  }
+  // own: of this warp, [share * kMaxPieces].
   template <bool Chosen>
   __device__ __forceinline__ void locate(const GemvArgs& a, const Output* outputs,
                                          const Segments* own, Course& at) {
@@ -198,7 +193,7 @@ struct Stream {
     s = first + lane / 2, left = now->end[0] - first;
     at.segment = 0, at.now = now;
   }
-  template <bool Chosen, bool Whole>
+  template <bool Chosen>
   __device__ __forceinline__ void bring(const GemvArgs& a, const Output* outputs,
                                         const Segments* own, Course& at) {
     if (left > 0) {
@@ -209,12 +204,7 @@ struct Stream {
       if (lane < 2 * stages)
         copy_async16(slot + Slot * kCodeBytes, scales + (s >> a.group_shift) * kScaleBytes, once);
       codes += stages * kCodeBytes, s += stages, left -= stages;
-      if (Whole && left == 0) {
-        const int item = at.item + at.step;
-        warp_sync();  // all have read it; each lane writes the same
-        at.item = item;
-        if (item < at.end) locate_whole(a, outputs, own, item);
-      } else if (left == 0) {
+      if (left == 0) {
         const Segments* now = at.now;
         const int segment = at.segment + 1, item = at.item + at.step;
         warp_sync();  // all have read it; each lane writes the same

@@ -114,6 +114,7 @@ inline void prefetch(const void* global, int bytes) {
   const auto* p = static_cast<const volatile char*>(global);
   (void)p[0], (void)p[bytes - 1];
 }
+inline void prefetch_line(const void* global) { prefetch(global, 1); }
 inline void copy_async_commit() { emulate::copy_async_commit(); }
 template <int Left>
 inline void copy_async_wait() {
@@ -178,6 +179,7 @@ inline void mma_f16(float (&c)[4], std::uint32_t a0, std::uint32_t a1, std::uint
 
 template <class T>
 inline void hold(T&) {}
+inline int block_again() { return static_cast<int>(blockIdx.x); }
 inline unsigned thread_again() { return threadIdx.x; }
 
 inline int float_bits(float x) {

@@ -19,6 +19,11 @@ __device__ __forceinline__ unsigned thread_again() {
   asm volatile("mov.u32 %0, %%tid.x;" : "=r"(x));
   return x;
 }
+__device__ __forceinline__ int block_again() {
+  int x;
+  asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(x));
+  return x;
+}
 __device__ __forceinline__ void block_sync() { __syncthreads(); }
 __device__ __forceinline__ void warp_sync() { __syncwarp(); }
 
@@ -136,6 +141,9 @@ __device__ __forceinline__ void prefetch(const void* global, int bytes) {
   asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(global), "r"(bytes) : "memory");
 #endif
 }
+__device__ __forceinline__ void prefetch_line(const void* global) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(global) : "memory");
+}
 // The same for what no launch reads again: it leaves the second cache first.
 struct ReadOnce {
   std::uint64_t policy;
@@ -184,6 +192,7 @@ __device__ __forceinline__ void mma_f16(float (&c)[4], std::uint32_t a0, std::ui
 
 // What was loaded stays above: the compiler does not move the load to its use.
 __device__ __forceinline__ void hold(float& x) { asm volatile("" : "+f"(x)); }
+__device__ __forceinline__ void hold(int& x) { asm volatile("" : "+r"(x)); }
 __device__ __forceinline__ void hold(uint4& x) {
   asm volatile("" : "+r"(x.x), "+r"(x.y), "+r"(x.z), "+r"(x.w));
 }
