@@ -33,7 +33,9 @@ struct NormRows {
       for (int i = 0; i < N; ++i) hold(w[i].x), hold(w[i].y);
     }
   }
+  // Early: before make(), once what else is to come has been asked for.
   __device__ __forceinline__ void ready(const Source& s) {
+    static_assert(Early);
 #pragma unroll
     for (int i = 0; i < N; ++i) {
       w[i].x = w[i].x + s.offset, w[i].y = w[i].y + s.offset;
