@@ -34,7 +34,7 @@ std::size_t divide(const MultiplyArgs& from, int slot, GemvArgs& a) {
             : from.tasks == nullptr     ? from.m
             : from.task_rows < kMaxRows ? from.task_rows
                                         : kMaxRows;
-  const int item = a.item_floats = a.parts * a.width * kTile;
+  const int item = a.parts * a.width * kTile;
   // Parts of a stage or two are too short for a warp each.
   int least = w.stages, longest = 0;
   for (int i = 0; i < a.parts; ++i) {
@@ -52,7 +52,6 @@ std::size_t divide(const MultiplyArgs& from, int slot, GemvArgs& a) {
   const int teams = kRowWarps / a.team_warps, unit = teams > 2 ? teams : 2,
             most = kRoundFloats / item < kRoundItems ? kRoundFloats / item : kRoundItems;
   a.round_items = most > unit ? most / unit * unit : unit;
-  a.each = a.width * kTile, a.round_floats = a.round_items * item;
   return static_cast<std::size_t>(2 * kRowWarps * slot_bytes(slot)) + sizeof a.out +
          kShares * kMaxPieces * sizeof(Segments) + kRowWarps * sizeof(Course) +
          static_cast<std::size_t>(2 * kRowWarps + 2 * a.round_items * item +

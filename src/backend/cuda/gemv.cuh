@@ -202,16 +202,7 @@ __global__ void __launch_bounds__(kRowThreads, Octets == 1 ? 2 : 1)
           const auto add = [&](int j) {
             add_stage<Octets>(codes + j * kCodeBytes, scales + j * kScaleBytes, x, y, s + j, acc);
           };
-          if (stages == Slot) {
-#pragma unroll
-            for (int j = 0; j < Slot; ++j) add(j);
-          } else if (stages == Slot - 1) {
-#pragma unroll
-            for (int j = 0; j < Slot - 1; ++j) add(j);
-          } else {
-#pragma unroll 1
-            for (int j = 0; j < stages; ++j) add(j);
-          }
+          each_stage<Slot>(stages, add);
           s += stages;
           warp_sync();  // all have read the slot
           stream.template bring<Chosen>(a, outputs, own, courses[warp]);

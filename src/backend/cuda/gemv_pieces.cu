@@ -240,16 +240,7 @@ __global__ void __launch_bounds__(kRowThreads, Octets == 1 ? 2 : 1)
       const auto add = [&](int j) {
         add_stage<Octets>(slot + j * kCodeBytes, scales + j * kScaleBytes, x, y, s + j, acc);
       };
-      if (stages == kLongSlot) {
-#pragma unroll
-        for (int j = 0; j < kLongSlot; ++j) add(j);
-      } else if (stages == kLongSlot - 1) {
-#pragma unroll
-        for (int j = 0; j < kLongSlot - 1; ++j) add(j);
-      } else {
-#pragma unroll 1
-        for (int j = 0; j < stages; ++j) add(j);
-      }
+      each_stage<kLongSlot>(stages, add);
       s += stages;
       leave_slot();
     }

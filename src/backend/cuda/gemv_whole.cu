@@ -88,9 +88,8 @@ __global__ void __launch_bounds__(kRowThreads, 2) gemv_whole(const __grid_consta
   float* const scratch = reinterpret_cast<float*>(turns + kRowWarps);
   float* const sums = scratch + 2 * kRowWarps;
   constexpr bool kFew = From == Rows::NormOfFew;
-  const int each_ = a.width * kTile, item_floats_ = a.parts * each_,
-            round_floats_ = a.round_items * item_floats_;
-  const int &each = each_, &item_floats = item_floats_, &round_floats = round_floats_;
+  const int each = a.width * kTile, item_floats = a.parts * each,
+            round_floats = a.round_items * item_floats;
   char* const words = reinterpret_cast<char*>(sums + 2 * round_floats);
   RowMeta* const meta = reinterpret_cast<RowMeta*>(words + a.m * a.stages * 128);
   constexpr int kWords = kMaxOutputs * static_cast<int>(sizeof(Output) / sizeof(int));
@@ -160,16 +159,7 @@ __global__ void __launch_bounds__(kRowThreads, 2) gemv_whole(const __grid_consta
         const auto add = [&](int j) {
           add_stage<1>(codes + j * kCodeBytes, scales + j * kScaleBytes, x, y, s + j, acc);
         };
-        if (stages == Slot) {
-#pragma unroll
-          for (int j = 0; j < Slot; ++j) add(j);
-        } else if (stages == Slot - 1) {
-#pragma unroll
-          for (int j = 0; j < Slot - 1; ++j) add(j);
-        } else {
-#pragma unroll 1
-          for (int j = 0; j < stages; ++j) add(j);
-        }
+        each_stage<Slot>(stages, add);
         s += stages;
         warp_sync();  // all have read the slot
         stream.bring(a, outputs, turns[thread_again() / 32]);
@@ -220,9 +210,10 @@ __global__ void __launch_bounds__(kRowThreads, 2) gemv_whole(const __grid_consta
 }  // namespace
 
 std::size_t whole_bytes(const GemvArgs& a, int slot) {
+  const int round_floats = a.round_items * a.parts * a.width * kTile;
   return static_cast<std::size_t>(2 * kRowWarps * slot_bytes(slot)) + sizeof a.out +
          kRowWarps * sizeof(Turn) +
-         static_cast<std::size_t>(2 * kRowWarps + 2 * a.round_floats) * sizeof(float);
+         static_cast<std::size_t>(2 * kRowWarps + 2 * round_floats) * sizeof(float);
 }
 
 void launch_gemv_whole(const Queue& q, const GemvArgs& a, int slot, bool few, dim3 grid,

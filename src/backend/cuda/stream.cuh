@@ -63,6 +63,21 @@ __device__ __forceinline__ void add_stage(const char* codes, const char* scales,
   }
 }
 
+// A slot's stages, in order: add(j).
+template <int Slot, class F>
+__device__ __forceinline__ void each_stage(int stages, F&& add) {
+  if (stages == Slot) {
+#pragma unroll
+    for (int j = 0; j < Slot; ++j) add(j);
+  } else if (stages == Slot - 1) {
+#pragma unroll
+    for (int j = 0; j < Slot - 1; ++j) add(j);
+  } else {
+#pragma unroll 1
+    for (int j = 0; j < stages; ++j) add(j);
+  }
+}
+
 struct Output {
   const std::uint8_t *codes, *scales;
   const float* bias;
@@ -99,7 +114,6 @@ struct GemvArgs {
   int team_shift;  // team_warps: 1 << team_shift
   // gemv_whole: of a block; blocks that have one more, the first; its columns of the row to store.
   int jobs_each, jobs_more, columns;
-  int each, item_floats, round_floats;  // of sums: a part's, an item's, a round's
 };
 
 // The segments of one warp: of a piece, its own; of several parts, these; else one. Of an item that
