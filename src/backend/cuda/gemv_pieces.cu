@@ -59,14 +59,9 @@ struct Units {
   }
   __device__ __forceinline__ void bring(const PiecesArgs& a) {
     if (left > 0) {
-      const int lane = static_cast<int>(threadIdx.x) % 32,
-                count = left < kLongSlot ? left : kLongSlot;
-#pragma unroll
-      for (int j = 0; j < kLongSlot; ++j)
-        if (j < count) copy_async16(slot + j * kCodeBytes, codes + j * kCodeBytes, once);
-      if (lane < 2 * count)
-        copy_async16(slot + kLongSlot * kCodeBytes, scales + (s >> a.group_shift) * kScaleBytes,
-                     once);
+      const int count = left < kLongSlot ? left : kLongSlot;
+      bring_stages<kLongSlot>(slot, codes, scales + (s >> a.group_shift) * kScaleBytes, count,
+                              once);
       codes += count * kCodeBytes, s += count, left -= count;
       if (left == 0) unit += kRowWarps, locate(a);
     }

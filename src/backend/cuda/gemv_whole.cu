@@ -59,12 +59,8 @@ struct WholeStream {
   }
   __device__ __forceinline__ void bring(const GemvArgs& a, const Output* outputs, Turn& turn) {
     if (left > 0) {
-      const int lane = static_cast<int>(threadIdx.x) % 32, stages = left < Slot ? left : Slot;
-#pragma unroll
-      for (int j = 0; j < Slot; ++j)
-        if (j < stages) copy_async16(slot + j * kCodeBytes, codes + j * kCodeBytes, once);
-      if (lane < 2 * stages)
-        copy_async16(slot + Slot * kCodeBytes, scales + (s >> a.group_shift) * kScaleBytes, once);
+      const int stages = left < Slot ? left : Slot;
+      bring_stages<Slot>(slot, codes, scales + (s >> a.group_shift) * kScaleBytes, stages, once);
       codes += stages * kCodeBytes, s += stages, left -= stages;
       if (left == 0) {
         const int item = turn.item + turn.step;

@@ -63,6 +63,17 @@ __device__ __forceinline__ void add_stage(const char* codes, const char* scales,
   }
 }
 
+// Stages on their way into a slot; all + 16 lane, scales: of stage lane / 2, + 16 (lane % 2).
+template <int Slot>
+__device__ __forceinline__ void bring_stages(char* slot, const std::uint8_t* codes,
+                                             const std::uint8_t* scales, int stages,
+                                             ReadOnce once) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+#pragma unroll
+  for (int j = 0; j < Slot; ++j)
+    if (j < stages) copy_async16(slot + j * kCodeBytes, codes + j * kCodeBytes, once);
+  if (lane < 2 * stages) copy_async16(slot + Slot * kCodeBytes, scales, once);
+}
 // A slot's stages, in order: add(j).
 template <int Slot, class F>
 __device__ __forceinline__ void each_stage(int stages, F&& add) {
@@ -211,12 +222,8 @@ struct Stream {
   __device__ __forceinline__ void bring(const GemvArgs& a, const Output* outputs,
                                         const Segments* own, Course& at) {
     if (left > 0) {
-      const int lane = static_cast<int>(threadIdx.x) % 32, stages = left < Slot ? left : Slot;
-#pragma unroll
-      for (int j = 0; j < Slot; ++j)
-        if (j < stages) copy_async16(slot + j * kCodeBytes, codes + j * kCodeBytes, once);
-      if (lane < 2 * stages)
-        copy_async16(slot + Slot * kCodeBytes, scales + (s >> a.group_shift) * kScaleBytes, once);
+      const int stages = left < Slot ? left : Slot;
+      bring_stages<Slot>(slot, codes, scales + (s >> a.group_shift) * kScaleBytes, stages, once);
       codes += stages * kCodeBytes, s += stages, left -= stages;
       if (left == 0) {
         const Segments* now = at.now;
