@@ -55,11 +55,11 @@ __device__ __forceinline__ void add_stage(const char* codes, const char* scales,
   for (int o = 0; o < Octets; ++o) {
     const uint4 b = x[o][8 * s];
     const RowMeta of = y[o][s];
-    int c[4] = {0, of.minus8, 0, of.minus8};
+    int c[4] = {};  // minus8 comes after: here it would take four registers to begin with
     mma_u8s8(c, w[0], w[1], w[2], w[3], b.x, b.y);
     mma_u8s8(c, w[4], w[5], w[6], w[7], b.z, b.w);
-    acc[o][0] = fmaf(static_cast<float>(c[0] * 256 + c[1]), low * of.scale, acc[o][0]);
-    acc[o][1] = fmaf(static_cast<float>(c[2] * 256 + c[3]), high * of.scale, acc[o][1]);
+    acc[o][0] = fmaf(static_cast<float>(c[0] * 256 + of.minus8 + c[1]), low * of.scale, acc[o][0]);
+    acc[o][1] = fmaf(static_cast<float>(c[2] * 256 + of.minus8 + c[3]), high * of.scale, acc[o][1]);
   }
 }
 
