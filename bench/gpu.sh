@@ -4,10 +4,10 @@
 #   bench/gpu.sh carry      build/ -> carry/: programs, the libraries they need, their loader
 #   bench/gpu.sh carry-trace    then: build-trace/ -> carry/, the program that traces its launches
 #   bench/gpu.sh carry-smollm2  its file -> carry-smollm2/{0,1,2}, each as much as one call brings
-#   bench/gpu.sh carry-peer     llama.cpp's source (after bench/peers/llama_cpp.sh) -> carry-peer/
+#   bench/gpu.sh carry-peer     llama.cpp (its source: bench/peers/llama_cpp.sh) for sm_90 -> carry-peer/{0,1}
 # and on the GPU machine, in the root of the tree:
 #   bench/gpu.sh STAGE...   first verify sweep stress sanitize ops oracles models fused ahead profile
-#                           trace model-27b model-35b; peer-build, then peer-27b peer-35b
+#                           trace model-27b model-35b; peer-27b peer-35b
 # Output goes to the screen and, where $OUT is set, to $OUT/STAGE.txt.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -36,10 +36,20 @@ join_smollm2() {
   [ ! -e carry-smollm2/2/part ] || cat carry-smollm2/{0,1,2}/part >"models/$model_name"
 }
 stage_carry-peer() {
-  rm -rf carry-peer && mkdir carry-peer
-  tar -C build-peers/src/vendor --anchored --exclude=llama.cpp/{models,tests,docs,media,examples} \
-    -cJf carry-peer/llama.cpp.tar.xz llama.cpp
-  build-peers/venv/bin/pip download -q --no-deps -d carry-peer gguf
+  local build=build-peers/llama.cpp-cuda i
+  cmake -S build-peers/src/vendor/llama.cpp -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release \
+    -DGGML_CUDA=ON -DCMAKE_CUDA_ARCHITECTURES=90 -DGGML_NATIVE=OFF -DBUILD_SHARED_LIBS=OFF \
+    -DGGML_CUDA_NCCL=OFF -DLLAMA_CURL=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_TESTS=OFF \
+    -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_SERVER=OFF -DLLAMA_BUILD_UI=OFF >/dev/null
+  ninja -C "$build" llama-bench llama-batched-bench | tail -1
+  rm -rf carry-peer && mkdir -p carry-peer/{0,1}
+  # One dictionary for both: they are nearly the same.
+  tar -C "$build/bin" -c llama-bench llama-batched-bench |
+    xz --lzma2=preset=6,dict=192MiB >carry-peer/all
+  for i in 0 1; do split -n "$((i + 1))/2" carry-peer/all >"carry-peer/$i/part"; done
+  rm carry-peer/all
+  cp -L "$(ldd "$build/bin/llama-bench" | awk '/libgomp/{print $3}')" carry-peer/1/
+  build-peers/venv/bin/pip download -q --no-deps -d carry-peer/1 gguf
 }
 
 stage_device() {
@@ -169,18 +179,18 @@ model() {
 }
 stage_model-27b() { model qwen3.6-27b; }
 stage_model-35b() { model qwen3.6-35b-a3b; }
-stage_peer-build() {
-  local build=/tmp/llama.cpp/build
-  tar -C /tmp -xJf carry-peer/llama.cpp.tar.xz
-  pip install -q --no-deps --no-index --target /tmp/site carry-peer/*.whl
-  cmake -S /tmp/llama.cpp -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DGGML_CUDA=ON \
-    -DCMAKE_CUDA_ARCHITECTURES=90 -DLLAMA_CURL=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_TESTS=OFF \
-    -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_SERVER=OFF -DLLAMA_BUILD_UI=OFF >/dev/null
-  timeout 420 ninja -C "$build" llama-bench llama-batched-bench | tail -1
+unpack_peer() {
+  [ ! -d /tmp/llama ] || return 0
+  mkdir /tmp/llama
+  cat carry-peer/{0,1}/part | tar -C /tmp/llama -xJ
+  cp carry-peer/1/libgomp.so.1 /tmp/llama/
+  pip install -q --no-deps --no-index --target /tmp/site carry-peer/1/*.whl
 }
 # Its figures and ours, one after the other.
 peer() {
-  local file=/tmp/$1.gguf bin=/tmp/llama.cpp/build/bin
+  local file=/tmp/$1.gguf bin=/tmp/llama
+  unpack_peer
+  export LD_LIBRARY_PATH=/tmp/llama:${LD_LIBRARY_PATH:-/usr/local/cuda/lib64}
   PYTHONPATH=/tmp/site python3 bench/peers/make_gguf.py "$1" "$file"
   timeout 150 "$bin/llama-bench" -m "$file" -fa 1 -ngl 99 -p 2048 -n 128 -d 0,4096 -r 3
   timeout 100 "$bin/llama-batched-bench" -m "$file" -fa 1 -ngl 99 -npp 128 -ntg 64 -npl 8 -c 4096
