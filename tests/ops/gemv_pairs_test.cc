@@ -32,6 +32,7 @@ struct Case {
   std::vector<std::int64_t> n;  // of each output
   bool swiglu, delta;
   Activations activations;
+  int group = 64;
 };
 
 // h, u and all y after each launch; the fifth has the first one's counts of turns again.
@@ -41,7 +42,8 @@ std::vector<float> run(Backend& b, const Case& c, int launches) {
   std::vector<LinearOutput> o;
   for (std::size_t i = 0; i < c.n.size(); ++i) {
     w.push_back(b.pack(
-        harness::RandomWeight(WeightType::Int4, c.n[i], c.k, 64, static_cast<unsigned>(i + 1)), 1));
+        harness::RandomWeight(WeightType::Int4, c.n[i], c.k, c.group, static_cast<unsigned>(i + 1)),
+        1));
     y.emplace_back(b, size(c.m * c.n[i]));
     bias.emplace_back(b, random_floats(size(c.n[i]), static_cast<unsigned>(i + 20)));
   }
@@ -86,7 +88,8 @@ TEST(GemvPairs, HasTheCpusBits) {
   check_bits({{2048, 5, {352}, false, true, Activations::Int16},
               {5120, 8, {35, 400, 3}, false, true, Activations::Int16},
               {5056, 7, {336, 336}, true, false, Activations::Int16},
-              {2560, 6, {160, 197}, false, false, Activations::Int8}},
+              {2560, 6, {160, 197}, false, false, Activations::Int8},
+              {2560, 6, {160, 197}, false, true, Activations::Int16, 32}},
              6);
 }
 
@@ -97,7 +100,11 @@ TEST(GemvWhole, HasTheCpusBits) {
               {1088, 1, {1376}, false, false, Activations::Int16},
               {2048, 4, {35, 400, 3}, false, true, Activations::Int16},
               {5120, 1, {333}, false, true, Activations::Int16},
-              {5056, 2, {336, 336}, true, false, Activations::Int16}},
+              {5056, 2, {336, 336}, true, false, Activations::Int16},
+              // Two groups a stage.
+              {5120, 1, {35, 333}, false, true, Activations::Int16, 32},
+              {2048, 3, {160, 160}, true, false, Activations::Int16, 32},
+              {1088, 4, {400}, false, true, Activations::Int8, 32}},
              2);
 }
 

@@ -161,6 +161,8 @@ TEST(Linear, ShortPieces) {
 TEST(Linear, LongSumsOfManyTiles) {
   for (const std::int64_t k : {17408, 16896, 18432, 20480})
     check_case({WeightType::Int4, 150, k, k == 17408 ? 8 : 5, 128, 8, true}, Activations::Int16);
+  for (const int m : {1, 4, 6})  // two groups a stage
+    check_case({WeightType::Int4, 150, 17408, m, 32, 8, true}, Activations::Int16);
 }
 // Shards' pieces; rows of W enough for blocks that have several tiles of a piece.
 TEST(Linear, LongSumsOfShards) {

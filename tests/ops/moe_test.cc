@@ -220,7 +220,11 @@ INSTANTIATE_TEST_SUITE_P(All, MoeTest,
                                          // Many tokens of an expert, as gemm takes them.
                                          Case{WeightType::Int4, 20, 256, 5, 2, 512, 512, 128},
                                          Case{WeightType::Int8, 11, 128, 4, 2, 128, 64, 64},
-                                         Case{WeightType::Int4, 70, 128, 2, 2, 64, 128, 64}));
+                                         Case{WeightType::Int4, 70, 128, 2, 2, 64, 128, 64},
+                                         // Two groups a stage.
+                                         Case{WeightType::Int4, 1, 256, 6, 2, 512, 512, 32, true},
+                                         Case{WeightType::Int4, 4, 256, 6, 2, 512, 512, 32, true},
+                                         Case{WeightType::Int4, 8, 256, 6, 3, 512, 512, 32, true}));
 
 // Up to 16, 32 and 64 pairs of an expert, and more.
 INSTANTIATE_TEST_SUITE_P(All, MoeHalfTest,

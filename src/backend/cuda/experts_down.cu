@@ -12,14 +12,16 @@
 namespace nibble::NIBBLE_CUDA_NS {
 namespace {
 
-constexpr int kRing = 6, kSlotBytes = slot_bytes(1);
+constexpr int kRing = 6;
 constexpr int kPiecePitch = kTile + 4;  // so that the pieces of a column lie in different banks
 constexpr int kTaskWords = sizeof(Task) / sizeof(int);
 constexpr int kAskedAhead = 16;  // tasks, after those in the ring
 
 // A warp's stages, one after the other, into its ring. (ReadOnce in its loop makes ptxas 13.0.88
 // write an illegal instruction.)
+template <int Groups>
 struct Ring {
+  static constexpr int kSlotBytes = slot_bytes(1, Groups);
   char* slot;
   int at, unit, units, stage;
 
@@ -32,10 +34,11 @@ struct Ring {
       char* to = slot + at * kSlotBytes;
       copy_async16(to + lane * 16,
                    a.codes[shared] + (tile * a.stages + of) * kCodeBytes + lane * 16);
-      if (lane < 2)
-        copy_async16(
-            to + kCodeBytes + lane * 16,
-            a.scales[shared] + (tile * a.groups + (of >> a.group_shift)) * kScaleBytes + lane * 16);
+      if (lane < 2 * Groups)
+        copy_async16(to + kCodeBytes + lane * 16,
+                     a.scales[shared] +
+                         (tile * a.groups + (of * Groups >> a.group_shift)) * kScaleBytes +
+                         lane * 16);
       if (++stage == a.each) stage = 0, unit += kRowWarps;
     }
     copy_async_commit();
@@ -43,13 +46,14 @@ struct Ring {
   }
 };
 
-template <int Octets>
+template <int Octets, int Groups>
 __global__ void __launch_bounds__(kRowThreads, Octets == 1 ? 2 : 1)
     experts_down(const __grid_constant__ ExpertsDownArgs a) {
   start_next();
   const int tid = static_cast<int>(threadIdx.x), lane = tid % 32, warp = tid / 32,
             pairs = a.m * a.k, rows = pairs + a.m;
   char* const memory = shared_memory();
+  constexpr int kSlotBytes = slot_bytes(1, Groups);
   char* const words = memory + kRowWarps * kRing * kSlotBytes;  // [row][stage] 128
   RowMeta* const meta = reinterpret_cast<RowMeta*>(words + rows * a.stages * 128);
   float* const sums = reinterpret_cast<float*>(meta + rows * a.stages);  // [row][piece][pitch]
@@ -74,7 +78,7 @@ __global__ void __launch_bounds__(kRowThreads, Octets == 1 ? 2 : 1)
       reinterpret_cast<int*>(tasks)[i] = load_fresh(reinterpret_cast<const int*>(a.tasks) + i);
   block_sync();
 
-  Ring ring{memory + warp * kRing * kSlotBytes, 0, warp, count * kMaxPieces, 0};
+  Ring<Groups> ring{memory + warp * kRing * kSlotBytes, 0, warp, count * kMaxPieces, 0};
 #pragma unroll 1
   for (int i = 0; i < kRing; ++i) ring.bring(a, tasks);
   if constexpr (Octets > 1) {
@@ -115,12 +119,12 @@ __global__ void __launch_bounds__(kRowThreads, Octets == 1 ? 2 : 1)
       const char* slot = ring.slot + at * kSlotBytes;
       const char *codes = slot + lane * 16, *scales = slot + kCodeBytes + lane / 4 * 4;
       if (Octets == 1 || task.rows > kMaxRows / 2) {
-        add_stage<Octets>(codes, scales, x, y, s, acc);
+        add_stage<Octets, Groups>(codes, scales, x, y, s, acc);
       } else {  // most experts have a row or two
         const uint4* const first[] = {x[0]};
         const RowMeta* const of[] = {y[0]};
         float to[1][2] = {{acc[0][0], acc[0][1]}};
-        add_stage<1>(codes, scales, first, of, s, to);
+        add_stage<1, Groups>(codes, scales, first, of, s, to);
         acc[0][0] = to[0][0], acc[0][1] = to[0][1];
       }
       warp_sync();  // all have read the slot
@@ -157,9 +161,9 @@ __global__ void __launch_bounds__(kRowThreads, Octets == 1 ? 2 : 1)
   }
 }
 
-std::size_t bytes(const ExpertsDownArgs& a) {
+std::size_t bytes(const ExpertsDownArgs& a, int groups) {
   const auto rows = static_cast<std::size_t>(a.m * a.k + a.m);
-  return kRowWarps * kRing * kSlotBytes +
+  return static_cast<std::size_t>(kRowWarps * kRing * slot_bytes(1, groups)) +
          rows * (static_cast<std::size_t>(a.stages) * (128 + sizeof(RowMeta)) +
                  kMaxPieces * kPiecePitch * sizeof(float) + sizeof(float) + sizeof(int) +
                  sizeof(Task));
@@ -169,16 +173,21 @@ std::size_t bytes(const ExpertsDownArgs& a) {
 
 bool can_experts_down(const Queue& q, const Matrix& w, ExpertsDownArgs& a) {
   a.tiles = w.tiles, a.n = w.n, a.stages = w.stages, a.groups = w.groups;
-  a.group_shift = w.group_shift, a.each = w.stages / kMaxPieces;
+  const int groups = w.stage_groups();
+  a.group_shift = groups == 2 ? 0 : w.group_shift, a.each = w.stages / kMaxPieces;
   bool even = a.each > 0 && a.each * kMaxPieces == w.stages && segment_count(a.each) == 1;
   for (int i = 0; i < kMaxPieces; ++i) even = even && w.piece_end[i] == (i + 1) * a.each;
-  return even && w.pieces == kMaxPieces && w.type == kInt4 && w.scale_bytes == 2 && w.regular &&
-         w.group_shift >= 0 && a.m * a.k + a.m <= kRowThreads && bytes(a) <= q.shared_limit;
+  return even && w.pieces == kMaxPieces && w.type == kInt4 && w.scale_bytes == 2 && groups > 0 &&
+         a.m * a.k + a.m <= kRowThreads && bytes(a, groups) <= q.shared_limit;
 }
 
 void launch_experts_down(const Queue& q, const ExpertsDownArgs& a) {
-  launch(q, "experts_down", a.m > kMaxRows / 2 ? experts_down<2> : experts_down<1>,
-         dim3{static_cast<unsigned>(a.tiles)}, kRowThreads, bytes(a), a);
+  const bool wide = a.m > kMaxRows / 2, of_32 = a.groups == 2 * a.stages;
+  launch(q, "experts_down",
+         of_32  ? wide ? experts_down<2, 2> : experts_down<1, 2>
+          : wide ? experts_down<2, 1>
+                : experts_down<1, 1>,
+         dim3{static_cast<unsigned>(a.tiles)}, kRowThreads, bytes(a, of_32 ? 2 : 1), a);
 }
 
 }  // namespace nibble::NIBBLE_CUDA_NS

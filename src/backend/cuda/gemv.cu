@@ -9,6 +9,7 @@ static_assert(sizeof(Output) % 16 == 0 && kMaxPieces * sizeof(Segments) % 16 == 
 // What a launch asks for; returns its bytes of shared memory without rows of x.
 std::size_t divide(const MultiplyArgs& from, int slot, GemvArgs& a) {
   const Matrix& w = from.out[0].w;
+  const int groups = w.stage_groups();
   a = {};
   a.source = from.source, a.fixed = from.fixed;
   a.tasks = from.tasks, a.task_count = from.task_count;
@@ -23,7 +24,7 @@ std::size_t divide(const MultiplyArgs& from, int slot, GemvArgs& a) {
     a.out[i] = {p.w.codes, p.w.scales, p.bias, p.y, p.ldy, p.w.n, a.swiglu || !more ? 0 : a.jobs};
     if (more) a.jobs += p.w.tiles;
   }
-  a.stages = w.stages, a.groups = w.groups, a.group_shift = w.group_shift;
+  a.stages = w.stages, a.groups = w.groups, a.group_shift = groups == 2 ? 0 : w.group_shift;
   a.tree = w.pieces > 1;
   a.parts = a.tree ? w.pieces : segment_count(w.stages);
   for (int i = 0; i < kMaxPieces; ++i)
@@ -52,7 +53,7 @@ std::size_t divide(const MultiplyArgs& from, int slot, GemvArgs& a) {
   const int teams = kRowWarps / a.team_warps, unit = teams > 2 ? teams : 2,
             most = kRoundFloats / item < kRoundItems ? kRoundFloats / item : kRoundItems;
   a.round_items = most > unit ? most / unit * unit : unit;
-  return static_cast<std::size_t>(2 * kRowWarps * slot_bytes(slot)) + sizeof a.out +
+  return static_cast<std::size_t>(2 * kRowWarps * slot_bytes(slot, groups)) + sizeof a.out +
          kShares * kMaxPieces * sizeof(Segments) + kRowWarps * sizeof(Course) +
          static_cast<std::size_t>(2 * kRowWarps + 2 * a.round_items * item +
                                   (a.split > 0) * kMaxPieces * kMaxHalf * a.width * kTile) *
@@ -63,38 +64,13 @@ std::size_t row_bytes(const MultiplyArgs& a) {
          (128 + sizeof(RowMeta));
 }
 
-using Kernel = void (*)(GemvArgs);
-// conv: of more than 4 copied rows; elsewhere a convolution is a launch of its own.
-template <int Octets, int Slot, Rows From>
-Kernel kernel_of(bool chosen, bool conv) {
-  constexpr bool kNorm = From == Rows::NormOfFew || From == Rows::NormOfMany;
-  if constexpr (Octets == 2 && From == Rows::Copied)
-    if (conv) return gemv<Octets, Slot, From, false, true>;
-  return chosen ? gemv<Octets, Slot, From, !kNorm, false> : gemv<Octets, Slot, From, false, false>;
-}
-template <int Octets, int Slot>
-Kernel kernel_of(Rows from, bool chosen, bool conv) {
-  switch (from) {
-    case Rows::Global:
-      return kernel_of<Octets, Slot, Rows::Global>(chosen, conv);
-    case Rows::Copied:
-      return kernel_of<Octets, Slot, Rows::Copied>(chosen, conv);
-    case Rows::NormOfFew:
-      return kernel_of<Octets, Slot, Rows::NormOfFew>(chosen, conv);
-    case Rows::NormOfMany:
-      return kernel_of<Octets, Slot, Rows::NormOfMany>(chosen, conv);
-    default:
-      return kernel_of<Octets, Slot, Rows::Plain>(chosen, conv);
-  }
-}
-
 }  // namespace
 
 bool can_gemv(const Queue& q, const MultiplyArgs& a) {
   const Matrix& first = a.out[0].w;
   for (int i = 0; i < a.outputs; ++i) {
     const Matrix& w = a.out[i].w;
-    if (w.type != kInt4 || w.scale_bytes != 2 || !w.regular || w.group_shift < 0) return false;
+    if (w.type != kInt4 || w.scale_bytes != 2 || w.stage_groups() == 0) return false;
     if (w.group_shift != first.group_shift) return false;
   }
   GemvArgs b;
@@ -112,7 +88,7 @@ bool can_fuse_gemv(const Queue& q, const MultiplyArgs& a) {
 
 bool can_choose(const MultiplyArgs& a, const Choice& c) {
   return a.m <= kMaxRows && static_cast<std::size_t>(a.m) * top_k_bytes(a.out[0].w.n, c.k) <=
-                                static_cast<std::size_t>(2 * kRowWarps * slot_bytes(kShortSlot));
+                                static_cast<std::size_t>(2 * kRowWarps * slot_bytes(kShortSlot, 1));
 }
 
 void launch_gemv(const Queue& q, const MultiplyArgs& from) {
@@ -121,13 +97,15 @@ void launch_gemv(const Queue& q, const MultiplyArgs& from) {
   const bool fused = from.fixed.words == nullptr;
   const std::size_t rows = row_bytes(from), least = fused ? rows : 0;
   const bool is_short = divide(from, kLongSlot, a) + least > q.shared_limit;
-  std::size_t shared = divide(from, is_short ? kShortSlot : kLongSlot, a) + least;
+  const int slot = is_short ? kShortSlot : kLongSlot;
+  const int groups = from.out[0].w.stage_groups();
+  std::size_t shared = divide(from, slot, a) + least;
   const std::size_t more = rows + static_cast<std::size_t>(from.m) * sizeof(RowMeta);
   const bool copied = !fused && shared + more <= q.shared_limit, own = fused || copied;
   if (copied) shared += more;
   const bool whole = fused && !chosen && from.source.kind == Source::Norm && !a.tree && !a.pieces &&
                      a.parts_of_warp == 1 && a.width <= kMaxRows / 2;
-  if (whole) shared = whole_bytes(a, is_short ? kShortSlot : kLongSlot) + rows;
+  if (whole) shared = whole_bytes(a, slot, groups) + rows;
   a.meta_pitch = a.stages + copied;  // so that rows lie in different banks
   if (own) a.copy_rows = a.m;
   shared = alone(q, shared);
@@ -140,18 +118,18 @@ void launch_gemv(const Queue& q, const MultiplyArgs& from) {
                          : is_few(from.source)               ? Rows::NormOfFew
                                                              : Rows::NormOfMany;
   const bool wanted = from.conv.y != nullptr,
-             conv = wanted && a.width > 4 && copied && can_convolve(from.conv.state);
+             conv = wanted && a.width > 4 && copied && groups == 1 && can_convolve(from.conv.state);
   a.conv = from.conv;
-  const Kernel kernel = (a.width > 4 ? is_short ? kernel_of<2, kShortSlot> : kernel_of<2, kLongSlot>
-                         : is_short ? kernel_of<1, kShortSlot>
-                                     : kernel_of<1, kLongSlot>)(rows_from, chosen, conv);
+  const GemvKernel kernel = (groups == 2   ? a.width > 4 ? kernel_of<2, 2> : kernel_of<1, 2>
+                               : a.width > 4 ? kernel_of<2, 1>
+                                           : kernel_of<1, 1>)(slot, rows_from, chosen, conv);
   const int blocks = jobs < most ? jobs : most;
   a.all_jobs = jobs, a.by_blocks = divider(blocks);
   a.jobs_each = jobs / blocks, a.jobs_more = jobs % blocks;
   a.columns = (a.source.k + blocks - 1) / blocks;
   const dim3 grid{static_cast<unsigned>(blocks)};
   if (whole)
-    launch_gemv_whole(q, a, is_short ? kShortSlot : kLongSlot, is_few(from.source), grid, shared);
+    launch_gemv_whole(q, a, slot, groups, is_few(from.source), grid, shared);
   else if (a.width > 4)
     launch<Begin::Wide>(q, "gemv", kernel, grid, kRowThreads, shared, a);
   else

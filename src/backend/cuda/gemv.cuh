@@ -38,8 +38,8 @@ __device__ __forceinline__ void choose_at_last(const GemvArgs& a) {
 }
 
 // gemv_whole.cu: bytes of shared memory without rows of x; its launch.
-std::size_t whole_bytes(const GemvArgs& a, int slot);
-void launch_gemv_whole(const Queue& q, const GemvArgs& a, int slot, bool few, dim3 grid,
+std::size_t whole_bytes(const GemvArgs& a, int slot, int groups);
+void launch_gemv_whole(const Queue& q, const GemvArgs& a, int slot, int groups, bool few, dim3 grid,
                        std::size_t shared);
 
 // Where a block has rows of x: prepared before, in memory or copied from there, or made by itself
@@ -48,14 +48,15 @@ void launch_gemv_whole(const Queue& q, const GemvArgs& a, int slot, bool few, di
 enum class Rows : int { Global, Copied, NormOfFew, NormOfMany, Plain };
 
 // Chosen: by tasks or ids. Conv: output 0 goes through a causal convolution, too.
-template <int Octets, int Slot, Rows From, bool Chosen, bool Conv>
+template <int Octets, int Slot, int Groups, Rows From, bool Chosen, bool Conv>
 __global__ void __launch_bounds__(kRowThreads, Octets == 1 ? 2 : 1)
     gemv(const __grid_constant__ GemvArgs a) {
   const int tid = static_cast<int>(threadIdx.x), lane = tid % 32, warp = tid / 32;
   const bool late = Chosen && a.known == 0;
   start_next(!late);  // else the next launch could not know of ours what it is told to
   char* memory = shared_memory();
-  Output* const outputs = reinterpret_cast<Output*>(memory + 2 * kRowWarps * slot_bytes(Slot));
+  constexpr int kSlotBytes = slot_bytes(Slot, Groups);
+  Output* const outputs = reinterpret_cast<Output*>(memory + 2 * kRowWarps * kSlotBytes);
   Segments* const segments = reinterpret_cast<Segments*>(outputs + kMaxOutputs);
   Course* const courses = reinterpret_cast<Course*>(segments + kShares * kMaxPieces);
   float* const scratch = reinterpret_cast<float*>(courses + kRowWarps);
@@ -111,9 +112,9 @@ __global__ void __launch_bounds__(kRowThreads, Octets == 1 ? 2 : 1)
   // all of a block with one item less.
   const int split = !Chosen && a.split != 0 && (end - begin) % 2 != 0 ? end - 1 : 0x7fffffff;
   const int mine_end = end + (split < end && team == 1);
-  char* slot = memory + warp * (2 * slot_bytes(Slot));  // in use
-  int other = slot_bytes(Slot);
-  Stream<Slot> stream{};
+  char* slot = memory + warp * (2 * kSlotBytes);  // in use
+  int other = kSlotBytes;
+  Stream<Slot, Groups> stream{};
   stream.slot = slot + lane * 16, stream.other = other;
   Course& course = courses[warp];  // each lane writes the same
   course.item = begin + team, course.end = has_part && first < last ? mine_end : begin;
@@ -122,8 +123,8 @@ __global__ void __launch_bounds__(kRowThreads, Octets == 1 ? 2 : 1)
 #pragma unroll 1
   for (int i = 0; i < 2; ++i) stream.template bring<Chosen>(a, outputs, own, course);
   if (!late)
-    ask_ahead<Chosen>(a, outputs, begin + team, teams, has_part ? end : begin, first, last,
-                      a.parts_of_warp > 1 ? 2 : 2 * Slot);
+    ask_ahead<Groups, Chosen>(a, outputs, begin + team, teams, has_part ? end : begin, first, last,
+                              a.parts_of_warp > 1 ? 2 : 2 * Slot);
   if constexpr (Conv) ask_for_state(a.conv, begin, end);
 
   const uint4* words = reinterpret_cast<const uint4*>(own_words);
@@ -154,8 +155,9 @@ __global__ void __launch_bounds__(kRowThreads, Octets == 1 ? 2 : 1)
     const bool stores = rows.has(slice());
 #pragma unroll 1
     for (int r = 0; r < a.m; ++r)
-      rows.template make<false>(a.source, r, r, a.int8, stores, slice,
-                                {own_words + r * a.stages * 128}, own_meta + r * a.stages, scratch);
+      rows.template make<(Groups > 1)>(a.source, r, r, a.int8, stores, slice,
+                                       {own_words + r * a.stages * 128}, own_meta + r * a.stages,
+                                       scratch);
   }
   if constexpr (From != Rows::Global) block_sync();
 
@@ -200,7 +202,8 @@ __global__ void __launch_bounds__(kRowThreads, Octets == 1 ? 2 : 1)
           warp_sync();
           const char *codes = slot + lane * 16, *scales = slot + Slot * kCodeBytes + lane / 4 * 4;
           const auto add = [&](int j) {
-            add_stage<Octets>(codes + j * kCodeBytes, scales + j * kScaleBytes, x, y, s + j, acc);
+            add_stage<Octets, Groups>(codes + j * kCodeBytes, scales + j * Groups * kScaleBytes, x,
+                                      y, s + j, acc);
           };
           each_stage<Slot>(stages, add);
           s += stages;
@@ -286,5 +289,39 @@ __global__ void __launch_bounds__(kRowThreads, Octets == 1 ? 2 : 1)
   }
   if (!Chosen && a.choice.k > 0) choose_at_last(a);
 }
+
+using GemvKernel = void (*)(GemvArgs);
+// conv: of more than 4 copied rows; elsewhere a convolution is a launch of its own.
+template <int Octets, int Slot, int Groups, Rows From>
+GemvKernel kernel_of(bool chosen, bool conv) {
+  constexpr bool kNorm = From == Rows::NormOfFew || From == Rows::NormOfMany;
+  if constexpr (Octets == 2 && Groups == 1 && From == Rows::Copied)
+    if (conv) return gemv<Octets, Slot, Groups, From, false, true>;
+  return chosen ? gemv<Octets, Slot, Groups, From, !kNorm, false>
+                : gemv<Octets, Slot, Groups, From, false, false>;
+}
+template <int Octets, int Slot, int Groups>
+GemvKernel kernel_of(Rows from, bool chosen, bool conv) {
+  switch (from) {
+    case Rows::Global:
+      return kernel_of<Octets, Slot, Groups, Rows::Global>(chosen, conv);
+    case Rows::Copied:
+      return kernel_of<Octets, Slot, Groups, Rows::Copied>(chosen, conv);
+    case Rows::NormOfFew:
+      return kernel_of<Octets, Slot, Groups, Rows::NormOfFew>(chosen, conv);
+    case Rows::NormOfMany:
+      return kernel_of<Octets, Slot, Groups, Rows::NormOfMany>(chosen, conv);
+    default:
+      return kernel_of<Octets, Slot, Groups, Rows::Plain>(chosen, conv);
+  }
+}
+template <int Octets, int Groups>
+GemvKernel kernel_of(int slot, Rows from, bool chosen, bool conv) {
+  return (slot == kShortSlot ? kernel_of<Octets, kShortSlot, Groups>
+                             : kernel_of<Octets, kLongSlot, Groups>)(from, chosen, conv);
+}
+// gemv_32.cu
+extern template GemvKernel kernel_of<1, 2>(int, Rows, bool, bool);
+extern template GemvKernel kernel_of<2, 2>(int, Rows, bool, bool);
 
 }  // namespace nibble::NIBBLE_CUDA_NS

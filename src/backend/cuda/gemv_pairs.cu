@@ -18,7 +18,7 @@ namespace {
 constexpr int kParts = kMaxPieces, kTeams = kRowWarps / kParts, kPair = 2;
 static_assert(kTeams * kPair * kMaxRows * kTile <= kRowThreads);
 constexpr int kSlotStages = 2;  // of both tiles
-constexpr int kSlotBytes = slot_bytes(kPair * kSlotStages);
+constexpr int kSlotBytes = slot_bytes(kPair * kSlotStages, 1);
 
 struct PairsArgs {
   Source source;
@@ -301,7 +301,8 @@ int gemv_pairs_blocks(const Queue& q, const MultiplyArgs& a) {
   if (a.m <= kMaxRows / 2 || a.m > kMaxRows || a.tasks != nullptr || a.ids != nullptr ||
       a.finish == Finish::Pieces || a.source.kind != Source::Norm || !rows_in_registers(a.source) ||
       w.pieces > 1 || segment_count(w.stages) != kParts || !can_gemv(q, a) ||
-      pairs_of(a) < kTeams * blocks || blocks > kMaxSharers || shared_bytes(a) > q.shared_limit)
+      w.stage_groups() != 1 || pairs_of(a) < kTeams * blocks || blocks > kMaxSharers ||
+      shared_bytes(a) > q.shared_limit)
     return 0;
   return blocks;
 }

@@ -33,8 +33,9 @@ __device__ __forceinline__ float4 plus(const float4& a, const float4& b) {
 }
 
 // A warp's units of the block's, in the order of their use, through its two slots.
+template <int Groups>
 struct Units {
-  int unit, units, left, s;            // left: stages of the unit; 0: there are no more
+  int unit, units, left, s;  // left: stages of the unit; 0: there are no more; s: Groups a stage
   const std::uint8_t *codes, *scales;  // + 16 lane
   int tile, first;                     // the block's first tile and stage
   char* slot;                          // + 16 lane
@@ -55,14 +56,14 @@ struct Units {
     s = first + begin;
     codes = a.codes + (at * a.stages + s) * kCodeBytes + lane * 16;
     scales = a.scales + at * a.groups * kScaleBytes + lane % 2 * 16;
-    s += lane / 2;
+    s = s * Groups + lane / 2;
   }
   __device__ __forceinline__ void bring(const PiecesArgs& a) {
     if (left > 0) {
       const int count = left < kLongSlot ? left : kLongSlot;
-      bring_stages<kLongSlot>(slot, codes, scales + (s >> a.group_shift) * kScaleBytes, count,
-                              once);
-      codes += count * kCodeBytes, s += count, left -= count;
+      bring_stages<kLongSlot, Groups>(slot, codes, scales + (s >> a.group_shift) * kScaleBytes,
+                                      count, once);
+      codes += count * kCodeBytes, s += count * Groups, left -= count;
       if (left == 0) unit += kRowWarps, locate(a);
     }
     copy_async_commit();
@@ -71,6 +72,7 @@ struct Units {
 };
 
 // The same of one segment of every other tile, of 4 stages or 5: nothing to look up on the way.
+template <int Groups>
 struct OneSegment {
   int left;                            // tiles
   int to_next, to_next_scales;         // bytes
@@ -88,11 +90,12 @@ struct OneSegment {
     const std::int64_t at = tile;
     left = (tiles + kStep - 1) / kStep;
     codes = a.codes + (at * a.stages + stage) * kCodeBytes + lane * 16;
-    scales = a.scales + (at * a.groups + ((stage + lane / 2) >> a.group_shift)) * kScaleBytes +
+    scales = a.scales +
+             (at * a.groups + ((stage * Groups + lane / 2) >> a.group_shift)) * kScaleBytes +
              lane % 2 * 16;
     to_next = kStep * a.stages * kCodeBytes;
     to_next_scales = kStep * a.groups * kScaleBytes;
-    five = count == kLongSlot, brings_scales = lane < 2 * count;
+    five = count == kLongSlot, brings_scales = lane < 2 * Groups * count;
   }
   __device__ __forceinline__ void bring() {
     if (left > 0) {
@@ -135,7 +138,7 @@ __device__ __forceinline__ void round_slice(const PiecesArgs& a, int first, Word
 }
 
 // Held: a warp has one segment of all tiles, 4 stages or 5, and x for them in registers.
-template <int Octets, bool Held>
+template <int Octets, int Groups, bool Held>
 __global__ void __launch_bounds__(kRowThreads, Octets == 1 ? 2 : 1)
     gemv_pieces(const __grid_constant__ PiecesArgs a) {
   start_next();
@@ -145,18 +148,19 @@ __global__ void __launch_bounds__(kRowThreads, Octets == 1 ? 2 : 1)
   const int tile = a.by_runs.of(a.tiles * run), tiles = a.by_runs.of(a.tiles * (run + 1)) - tile;
   const int width = a.m * kTile;
   char* memory = shared_memory();
-  float* const sums = reinterpret_cast<float*>(memory + 2 * kRowWarps * slot_bytes(kLongSlot));
+  constexpr int kSlotBytes = slot_bytes(kLongSlot, Groups);
+  float* const sums = reinterpret_cast<float*>(memory + 2 * kRowWarps * kSlotBytes);
   char* const words = reinterpret_cast<char*>(sums + tiles * a.segments * width);
   RowMeta* const meta = reinterpret_cast<RowMeta*>(words + a.m * a.each * 128);
 
-  char* slot = memory + warp * (2 * slot_bytes(kLongSlot)) + lane * 16;  // in use
-  int other = slot_bytes(kLongSlot);
+  char* slot = memory + warp * (2 * kSlotBytes) + lane * 16;  // in use
+  int other = kSlotBytes;
   const int segment = warp % kMaxPieces, first_tile = warp / kMaxPieces,
             begin = a.each * segment / kMaxPieces,
             count = a.each * (segment + 1) / kMaxPieces - begin;  // Held
-  Units next{};
-  OneSegment held(a, tile + first_tile, tiles - first_tile, piece * a.each + begin, count, slot,
-                  other);
+  Units<Groups> next{};
+  OneSegment<Groups> held(a, tile + first_tile, tiles - first_tile, piece * a.each + begin, count,
+                          slot, other);
   const auto bring = [&] {
     if constexpr (Held)
       held.bring();
@@ -216,15 +220,15 @@ __global__ void __launch_bounds__(kRowThreads, Octets == 1 ? 2 : 1)
 #pragma unroll
       for (int j = 0; j < kLongSlot; ++j)
         if (j < count)
-          add_stage<Octets>(slot + j * kCodeBytes, scales + j * kScaleBytes, held_x, held_y, j,
-                            acc);
+          add_stage<Octets, Groups>(slot + j * kCodeBytes, scales + j * Groups * kScaleBytes,
+                                    held_x, held_y, j, acc);
       leave_slot();
       store(of_tile * kMaxPieces + segment, acc);
     }
   }
 #pragma unroll 1
   for (int unit = warp; !Held && unit < tiles * a.segments; unit += kRowWarps) {
-    const int of_tile = a.by_segments.of(unit), of = Units::segment_of(a, unit, of_tile),
+    const int of_tile = a.by_segments.of(unit), of = Units<Groups>::segment_of(a, unit, of_tile),
               end = a.by_segments.of(a.each * (of + 1));
     float acc[Octets][2] = {};
 #pragma unroll 1
@@ -233,7 +237,8 @@ __global__ void __launch_bounds__(kRowThreads, Octets == 1 ? 2 : 1)
       copy_async_wait<1>();
       warp_sync();
       const auto add = [&](int j) {
-        add_stage<Octets>(slot + j * kCodeBytes, scales + j * kScaleBytes, x, y, s + j, acc);
+        add_stage<Octets, Groups>(slot + j * kCodeBytes, scales + j * Groups * kScaleBytes, x, y,
+                                  s + j, acc);
       };
       each_stage<kLongSlot>(stages, add);
       s += stages;
@@ -292,7 +297,7 @@ int runs_of(const Queue& q, const Matrix& w) {
 std::size_t shared_bytes(const Queue& q, const MultiplyArgs& a) {
   const Matrix& w = a.out[0].w;
   const int each = w.piece_end[0], runs = runs_of(q, w), tiles = (w.tiles + runs - 1) / runs;
-  return static_cast<std::size_t>(2 * kRowWarps * slot_bytes(kLongSlot)) +
+  return static_cast<std::size_t>(2 * kRowWarps * slot_bytes(kLongSlot, w.stage_groups())) +
          static_cast<std::size_t>(tiles * segment_count(each) * a.m * kTile) * sizeof(float) +
          static_cast<std::size_t>(a.m *
                                   (each * 128 + (each + 1) * static_cast<int>(sizeof(RowMeta))));
@@ -323,21 +328,28 @@ void launch_gemv_pieces(const Queue& q, const MultiplyArgs& from, float* scratch
   a.x = from.source.x, a.k = from.source.k, a.codes = w.codes, a.scales = w.scales;
   a.bias = p.bias, a.y = p.y, a.ldy = p.ldy, a.sums = scratch, a.arrived = arrived;
   a.n = w.n, a.m = from.m, a.int8 = from.int8, a.tiles = w.tiles;
-  a.stages = w.stages, a.groups = w.groups, a.group_shift = w.group_shift;
+  a.stages = w.stages, a.groups = w.groups,
+  a.group_shift = w.stage_groups() == 2 ? 0 : w.group_shift;
   a.pieces = w.pieces, a.each = each, a.segments = segments;
   a.by_pieces = divider(w.pieces), a.by_runs = divider(runs), a.by_each = divider(each);
   a.by_segments = divider(segments), a.by_m = divider(from.m);
-  const bool held = from.m > 4 && segments == kMaxPieces && each <= kMaxPieces * kLongSlot;
+  const bool of_32 = w.stage_groups() == 2,
+             held = from.m > 4 && segments == kMaxPieces && each <= kMaxPieces * kLongSlot;
   a.turns = kRowWarps % segments == 0 && !held;
   a.in_fours = p.bias == nullptr && w.n % 4 == 0 && p.ldy % 4 == 0 &&
                reinterpret_cast<std::uintptr_t>(p.y) % 16 == 0;
   const dim3 grid{static_cast<unsigned>(runs * w.pieces)};
   const std::size_t shared = alone(q, shared_bytes(q, from));
   if (from.m > 4)
-    launch<Begin::Wide>(q, "gemv_pieces", held ? gemv_pieces<2, true> : gemv_pieces<2, false>, grid,
-                        kRowThreads, shared, a);
+    launch<Begin::Wide>(q, "gemv_pieces",
+                        of_32  ? held ? gemv_pieces<2, 2, true> : gemv_pieces<2, 2, false>
+                         : held ? gemv_pieces<2, 1, true>
+                               : gemv_pieces<2, 1, false>,
+                        grid, kRowThreads, shared, a);
   else
-    launch<Begin::Stream>(q, "gemv_pieces", gemv_pieces<1, false>, grid, kRowThreads, shared, a);
+    launch<Begin::Stream>(q, "gemv_pieces",
+                          of_32 ? gemv_pieces<1, 2, false> : gemv_pieces<1, 1, false>, grid,
+                          kRowThreads, shared, a);
 }
 
 }  // namespace nibble::NIBBLE_CUDA_NS

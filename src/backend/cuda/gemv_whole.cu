@@ -22,10 +22,10 @@ __device__ __forceinline__ int part_of(const GemvArgs& a, int warp) {
 }
 
 // stream.cuh's, of this.
-template <int Slot>
+template <int Slot, int Groups>
 struct WholeStream {
-  char* slot;                          // + 16 lane
-  int other, left, s;                  // left: stages of the item; 0: nothing is left at all
+  char* slot;          // + 16 lane
+  int other, left, s;  // left: stages of the item; 0: nothing is left at all; s: Groups a stage
   const std::uint8_t *codes, *scales;  // + 16 lane
   ReadOnce once;
 
@@ -44,7 +44,7 @@ struct WholeStream {
             lane * 16;
     scales = o.scales + std::uint64_t{at * static_cast<unsigned>(a.groups)} * kScaleBytes +
              lane % 2 * 16;
-    s = first + static_cast<int>(lane / 2), left = turn.last - first;
+    s = first * Groups + static_cast<int>(lane / 2), left = turn.last - first;
   }
   // Asks the second cache for what comes next, up to a.ahead stages of the same item.
   __device__ __forceinline__ void ask(const GemvArgs& a) const {
@@ -53,15 +53,17 @@ struct WholeStream {
     int stages = left < a.ahead ? left : a.ahead;
     if (stages > kMost * kLine / kCodeBytes) stages = kMost * kLine / kCodeBytes;
     if (lane < stages * (kCodeBytes / kLine)) prefetch_line(codes + lane * (kLine - 16));
-    const int at = lane == kMost ? next : next + stages - 1;  // first and last scales
-    if (lane >= kMost && lane < kMost + 2 && stages > 0)
+    const int at = Groups == 1 ? lane == kMost ? next : next + stages - 1  // first and last scales
+                               : next + (lane - kMost) * (Groups * stages - 1) / 3;
+    if (lane >= kMost && lane < kMost + 2 * Groups && stages > 0)
       prefetch_line(scales + (at >> a.group_shift) * kScaleBytes);
   }
   __device__ __forceinline__ void bring(const GemvArgs& a, const Output* outputs, Turn& turn) {
     if (left > 0) {
       const int stages = left < Slot ? left : Slot;
-      bring_stages<Slot>(slot, codes, scales + (s >> a.group_shift) * kScaleBytes, stages, once);
-      codes += stages * kCodeBytes, s += stages, left -= stages;
+      bring_stages<Slot, Groups>(slot, codes, scales + (s >> a.group_shift) * kScaleBytes, stages,
+                                 once);
+      codes += stages * kCodeBytes, s += stages * Groups, left -= stages;
       if (left == 0) {
         const int item = turn.item + turn.step;
         warp_sync();  // all have read it
@@ -74,12 +76,13 @@ struct WholeStream {
   }
 };
 
-template <int Slot, Rows From>
+template <int Slot, int Groups, Rows From>
 __global__ void __launch_bounds__(kRowThreads, 2) gemv_whole(const __grid_constant__ GemvArgs a) {
   const int tid = static_cast<int>(threadIdx.x), lane = tid % 32, warp = tid / 32;
   start_next();
   char* const memory = shared_memory();
-  Output* const outputs = reinterpret_cast<Output*>(memory + 2 * kRowWarps * slot_bytes(Slot));
+  constexpr int kSlotBytes = slot_bytes(Slot, Groups);
+  Output* const outputs = reinterpret_cast<Output*>(memory + 2 * kRowWarps * kSlotBytes);
   Turn* const turns = reinterpret_cast<Turn*>(outputs + kMaxOutputs);
   float* const scratch = reinterpret_cast<float*>(turns + kRowWarps);
   float* const sums = scratch + 2 * kRowWarps;
@@ -96,9 +99,9 @@ __global__ void __launch_bounds__(kRowThreads, 2) gemv_whole(const __grid_consta
   const auto job_of = [&](int b) { return a.jobs_each * b + (b < a.jobs_more ? b : a.jobs_more); };
   const int first = job_of(block) * per_job, until = job_of(block + 1) * per_job;
   NormRows<kFew ? kFewStages : kHeldStages, true> rows(a.source);
-  char* slot = memory + warp * (2 * slot_bytes(Slot));  // in use
-  int other = slot_bytes(Slot);
-  WholeStream<Slot> stream{};
+  char* slot = memory + warp * (2 * kSlotBytes);  // in use
+  int other = kSlotBytes;
+  WholeStream<Slot, Groups> stream{};
   stream.slot = slot + lane * 16, stream.other = other;
   Turn& turn = turns[warp];
   {
@@ -118,8 +121,8 @@ __global__ void __launch_bounds__(kRowThreads, 2) gemv_whole(const __grid_consta
   await_last();
 #pragma unroll 1
   for (int r = 0; r < a.m; ++r)
-    rows.template make<false>(a.source, r, r, a.int8, turn.stores != 0, slice,
-                              {words + r * a.stages * 128}, meta + r * a.stages, scratch);
+    rows.template make<(Groups > 1)>(a.source, r, r, a.int8, turn.stores != 0, slice,
+                                     {words + r * a.stages * 128}, meta + r * a.stages, scratch);
   block_sync();
 
   const int again = block_again(), begin = job_of(again) * per_job,
@@ -153,7 +156,8 @@ __global__ void __launch_bounds__(kRowThreads, 2) gemv_whole(const __grid_consta
         const char *codes = slot + own_lane * 16,
                    *scales = slot + Slot * kCodeBytes + own_lane / 4 * 4;
         const auto add = [&](int j) {
-          add_stage<1>(codes + j * kCodeBytes, scales + j * kScaleBytes, x, y, s + j, acc);
+          add_stage<1, Groups>(codes + j * kCodeBytes, scales + j * Groups * kScaleBytes, x, y,
+                               s + j, acc);
         };
         each_stage<Slot>(stages, add);
         s += stages;
@@ -203,21 +207,27 @@ __global__ void __launch_bounds__(kRowThreads, 2) gemv_whole(const __grid_consta
   if (a.choice.k > 0) choose_at_last(a);
 }
 
+template <int Groups>
+GemvKernel whole_of(int slot, bool few) {
+  constexpr Rows kFew = Rows::NormOfFew, kMany = Rows::NormOfMany;
+  return slot == kShortSlot
+             ? few ? gemv_whole<kShortSlot, Groups, kFew> : gemv_whole<kShortSlot, Groups, kMany>
+         : few ? gemv_whole<kLongSlot, Groups, kFew>
+               : gemv_whole<kLongSlot, Groups, kMany>;
+}
+
 }  // namespace
 
-std::size_t whole_bytes(const GemvArgs& a, int slot) {
+std::size_t whole_bytes(const GemvArgs& a, int slot, int groups) {
   const int round_floats = a.round_items * a.parts * a.width * kTile;
-  return static_cast<std::size_t>(2 * kRowWarps * slot_bytes(slot)) + sizeof a.out +
+  return static_cast<std::size_t>(2 * kRowWarps * slot_bytes(slot, groups)) + sizeof a.out +
          kRowWarps * sizeof(Turn) +
          static_cast<std::size_t>(2 * kRowWarps + 2 * round_floats) * sizeof(float);
 }
 
-void launch_gemv_whole(const Queue& q, const GemvArgs& a, int slot, bool few, dim3 grid,
+void launch_gemv_whole(const Queue& q, const GemvArgs& a, int slot, int groups, bool few, dim3 grid,
                        std::size_t shared) {
-  const auto kernel = slot == kShortSlot ? few ? gemv_whole<kShortSlot, Rows::NormOfFew>
-                                               : gemv_whole<kShortSlot, Rows::NormOfMany>
-                      : few ? gemv_whole<kLongSlot, Rows::NormOfFew>
-                                         : gemv_whole<kLongSlot, Rows::NormOfMany>;
+  const auto kernel = (groups == 2 ? whole_of<2> : whole_of<1>)(slot, few);
   launch<Begin::Stream>(q, "gemv", kernel, grid, kRowThreads, shared, a);
 }
 

@@ -49,6 +49,11 @@ struct Matrix {
   bool regular = false;            // stage s begins at column 64 s
   bool fits_half = false;          // no weight is too large for fp16
   int group_shift = -1;            // stage s has scales s >> group_shift, and no others; -1: not so
+  // Groups that a stage has scales of, for the kernels of few rows: 1, 2 (of 32 columns each); 0:
+  // neither.
+  int stage_groups() const {
+    return !regular ? 0 : group_shift >= 0 ? 1 : max_units == 2 && groups == 2 * stages ? 2 : 0;
+  }
   const std::uint8_t* codes = nullptr;
   const std::uint8_t* scales = nullptr;
   const Stage* plan = nullptr;

@@ -18,7 +18,7 @@ bool takes_integers(const Weight* w, Activations a) {
 bool alike(const Weight* a, const Weight* b, Activations activations) {
   const Matrix &v = matrix(a), &w = matrix(b);
   return takes_integers(a, activations) && v.type == w.type && v.n == w.n && v.k == w.k &&
-         v.scale_bytes == w.scale_bytes && v.pieces == w.pieces && v.group_shift >= 0 &&
+         v.scale_bytes == w.scale_bytes && v.pieces == w.pieces && v.stage_groups() > 0 &&
          v.group_shift == w.group_shift && v.type == kInt4 && v.scale_bytes == 2;
 }
 

@@ -6,10 +6,13 @@
 
 namespace nibble::NIBBLE_CUDA_NS {
 
-inline constexpr int kCodeBytes = 512, kScaleBytes = 32;  // of a stage
+inline constexpr int kCodeBytes = 512, kScaleBytes = 32;  // of a stage, of a group
 // A warp has two slots of this many stages, one in use, the other on its way.
 inline constexpr int kLongSlot = 5, kShortSlot = 3;
-constexpr int slot_bytes(int stages) { return stages * (kCodeBytes + kScaleBytes); }
+// groups: that a stage has scales of, 1 or (groups of 32) 2.
+constexpr int slot_bytes(int stages, int groups) {
+  return stages * (kCodeBytes + groups * kScaleBytes);
+}
 
 // Two streams' blocks must not lie on one multiprocessor while another has none: where not all can
 // take one at once (blocks of the last launch, if that was no stream, leave some no room for two; a
@@ -39,32 +42,43 @@ __device__ __forceinline__ void find_rows(const char* words, const RowMeta* meta
 }
 
 // A stage of a tile. codes: + 16 lane; scales: of this lane's two rows; x and y: of this lane.
-template <int Octets>
+template <int Octets, int Groups>
 __device__ __forceinline__ void add_stage(const char* codes, const char* scales,
                                           const uint4* const (&x)[Octets],
                                           const RowMeta* const (&y)[Octets], int s,
                                           float (&acc)[Octets][2]) {
   constexpr std::uint32_t kLow = 0x0f0f0f0f;
   const uint4 v = *reinterpret_cast<const uint4*>(codes);
-  const std::uint32_t scale = *reinterpret_cast<const std::uint32_t*>(scales);
   const std::uint32_t w[8] = {v.x & kLow, v.y & kLow, v.x >> 4 & kLow, v.y >> 4 & kLow,
                               v.z & kLow, v.w & kLow, v.z >> 4 & kLow, v.w >> 4 & kLow};
-  const float low = from_half(static_cast<std::uint16_t>(scale)),
-              high = from_half(static_cast<std::uint16_t>(scale >> 16));
+  float low[Groups], high[Groups];
+#pragma unroll
+  for (int g = 0; g < Groups; ++g) {
+    const std::uint32_t scale = *reinterpret_cast<const std::uint32_t*>(scales + g * kScaleBytes);
+    low[g] = from_half(static_cast<std::uint16_t>(scale));
+    high[g] = from_half(static_cast<std::uint16_t>(scale >> 16));
+  }
 #pragma unroll
   for (int o = 0; o < Octets; ++o) {
     const uint4 b = x[o][8 * s];
     const RowMeta of = y[o][s];
-    int c[4] = {};  // minus8 comes after: here it would take four registers to begin with
-    mma_u8s8(c, w[0], w[1], w[2], w[3], b.x, b.y);
-    mma_u8s8(c, w[4], w[5], w[6], w[7], b.z, b.w);
-    acc[o][0] = fmaf(static_cast<float>(c[0] * 256 + of.minus8 + c[1]), low * of.scale, acc[o][0]);
-    acc[o][1] = fmaf(static_cast<float>(c[2] * 256 + of.minus8 + c[3]), high * of.scale, acc[o][1]);
+    int c[Groups][4] = {};  // the offset comes after: here it would take four registers
+    mma_u8s8(c[0], w[0], w[1], w[2], w[3], b.x, b.y);
+    mma_u8s8(c[Groups - 1], w[4], w[5], w[6], w[7], b.z, b.w);
+#pragma unroll
+    for (int g = 0; g < Groups; ++g) {
+      const int offset = Groups == 1 ? of.minus8 : -8 * of.sum[g];
+      acc[o][0] =
+          fmaf(static_cast<float>(c[g][0] * 256 + offset + c[g][1]), low[g] * of.scale, acc[o][0]);
+      acc[o][1] =
+          fmaf(static_cast<float>(c[g][2] * 256 + offset + c[g][3]), high[g] * of.scale, acc[o][1]);
+    }
   }
 }
 
-// Stages on their way into a slot; all + 16 lane, scales: of stage lane / 2, + 16 (lane % 2).
-template <int Slot>
+// Stages on their way into a slot; all + 16 lane, scales: of the lane / 2-th group, + 16 (lane %
+// 2).
+template <int Slot, int Groups>
 __device__ __forceinline__ void bring_stages(char* slot, const std::uint8_t* codes,
                                              const std::uint8_t* scales, int stages,
                                              ReadOnce once) {
@@ -72,7 +86,7 @@ __device__ __forceinline__ void bring_stages(char* slot, const std::uint8_t* cod
 #pragma unroll
   for (int j = 0; j < Slot; ++j)
     if (j < stages) copy_async16(slot + j * kCodeBytes, codes + j * kCodeBytes, once);
-  if (lane < 2 * stages) copy_async16(slot + Slot * kCodeBytes, scales, once);
+  if (lane < 2 * Groups * stages) copy_async16(slot + Slot * kCodeBytes, scales, once);
 }
 // A slot's stages, in order: add(j).
 template <int Slot, class F>
@@ -169,7 +183,7 @@ __device__ __forceinline__ TilePlace place_of(const GemvArgs& a, const Output* o
 // Between the end of a launch's stream and the start of the next one's lie 5 us in which memory
 // would rest: the last sums, the wait for them, the norm. So a warp asks for the a.ahead stages of
 // its items, first .. last of each, that follow the `held` ones of its slots: a lane an item.
-template <bool Chosen>
+template <int Groups, bool Chosen>
 __device__ __forceinline__ void ask_ahead(const GemvArgs& a, const Output* outputs, int item,
                                           int step, int end, int first, int last, int held) {
   const int lane = static_cast<int>(threadIdx.x) % 32, all = last - first;
@@ -181,8 +195,8 @@ __device__ __forceinline__ void ask_ahead(const GemvArgs& a, const Output* outpu
   if (count <= 0 || item >= end) return;
   const TilePlace p = place_of<Chosen>(a, outputs, item);
   prefetch(p.out->codes + (p.at * a.stages + from) * kCodeBytes, count * kCodeBytes);
-  const int group = from >> a.group_shift,
-            groups = ((from + count - 1) >> a.group_shift) + 1 - group;
+  const int group = Groups * from >> a.group_shift,
+            groups = ((Groups * (from + count) - 1) >> a.group_shift) + 1 - group;
   prefetch(p.out->scales + (p.at * a.groups + group) * kScaleBytes, groups * kScaleBytes);
 }
 
@@ -197,10 +211,10 @@ struct Course {
 
 // The runs of stages of one warp, in the order of their use: at most a slot's, of one segment. Of
 // item `split` the first half; the item after it is the second half of the same.
-template <int Slot>
+template <int Slot, int Groups>
 struct Stream {
-  char* slot;                          // + 16 lane
-  int other, left, s;                  // left: stages of the segment; 0: nothing is left at all
+  char* slot;          // + 16 lane
+  int other, left, s;  // left: stages of the segment; 0: nothing is left at all; s: Groups a stage
   const std::uint8_t *codes, *scales;  // + 16 lane
   ReadOnce once;
 
@@ -215,7 +229,7 @@ struct Stream {
     const int first = now->begin;
     codes = p.out->codes + (p.at * a.stages + first) * kCodeBytes + lane * 16;
     scales = p.out->scales + p.at * a.groups * kScaleBytes + lane % 2 * 16;
-    s = first + lane / 2, left = now->end[0] - first;
+    s = first * Groups + lane / 2, left = now->end[0] - first;
     at.segment = 0, at.now = now;
   }
   template <bool Chosen>
@@ -223,8 +237,9 @@ struct Stream {
                                         const Segments* own, Course& at) {
     if (left > 0) {
       const int stages = left < Slot ? left : Slot;
-      bring_stages<Slot>(slot, codes, scales + (s >> a.group_shift) * kScaleBytes, stages, once);
-      codes += stages * kCodeBytes, s += stages, left -= stages;
+      bring_stages<Slot, Groups>(slot, codes, scales + (s >> a.group_shift) * kScaleBytes, stages,
+                                 once);
+      codes += stages * kCodeBytes, s += stages * Groups, left -= stages;
       if (left == 0) {
         const Segments* now = at.now;
         const int segment = at.segment + 1, item = at.item + at.step;
