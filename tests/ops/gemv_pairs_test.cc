@@ -33,6 +33,7 @@ struct Case {
   bool swiglu, delta;
   Activations activations;
   int group = 64;
+  WeightType type = WeightType::Int4;
 };
 
 // h, u and all y after each launch; the fifth has the first one's counts of turns again.
@@ -42,8 +43,7 @@ std::vector<float> run(Backend& b, const Case& c, int launches) {
   std::vector<LinearOutput> o;
   for (std::size_t i = 0; i < c.n.size(); ++i) {
     w.push_back(b.pack(
-        harness::RandomWeight(WeightType::Int4, c.n[i], c.k, c.group, static_cast<unsigned>(i + 1)),
-        1));
+        harness::RandomWeight(c.type, c.n[i], c.k, c.group, static_cast<unsigned>(i + 1)), 1));
     y.emplace_back(b, size(c.m * c.n[i]));
     bias.emplace_back(b, random_floats(size(c.n[i]), static_cast<unsigned>(i + 20)));
   }
@@ -105,6 +105,15 @@ TEST(GemvWhole, HasTheCpusBits) {
               {5120, 1, {35, 333}, false, true, Activations::Int16, 32},
               {2048, 3, {160, 160}, true, false, Activations::Int16, 32},
               {1088, 4, {400}, false, true, Activations::Int8, 32}},
+             2);
+}
+
+// Chains of four rows of W a block, of eight and of sixteen; more jobs than blocks.
+TEST(GemvPlain, HasTheCpusBits) {
+  check_bits({{5120, 1, {96, 5}, false, true, Activations::Int16, 0, WeightType::F32},
+              {2048, 3, {257, 1}, false, true, Activations::Int16, 0, WeightType::BF16},
+              {3072, 8, {35}, false, false, Activations::Int8, 0, WeightType::F16},
+              {64, 2, {20}, false, true, Activations::Fp32, 0, WeightType::F32}},
              2);
 }
 

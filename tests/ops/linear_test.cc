@@ -157,6 +157,12 @@ TEST(Linear, ShortPieces) {
   check_case({WeightType::Int4, 35, 512, 8, 64, 8, true}, Activations::Int16);
   check_case({WeightType::Int4, 20, 1536, 3, 64, 4, true}, Activations::Int8);
 }
+// Weights in fp32 and halves whose columns come in whole stages: a chain of additions each.
+TEST(Linear, PlainChains) {
+  for (const WeightType t : {WeightType::F32, WeightType::F16, WeightType::BF16})
+    for (const auto& [n, k, m] : {std::tuple{40, 704, 1}, {35, 5120, 5}, {7, 17408, 2}})
+      check_case({t, n, k, m, 0, 1, true}, Activations::Int16);
+}
 // Pieces of eight segments of 4 stages, of 5 and of both, of which a warp of a GPU has one.
 TEST(Linear, LongSumsOfManyTiles) {
   for (const std::int64_t k : {17408, 16896, 18432, 20480})

@@ -221,6 +221,9 @@ INSTANTIATE_TEST_SUITE_P(All, MoeTest,
                                          Case{WeightType::Int4, 20, 256, 5, 2, 512, 512, 128},
                                          Case{WeightType::Int8, 11, 128, 4, 2, 128, 64, 64},
                                          Case{WeightType::Int4, 70, 128, 2, 2, 64, 128, 64},
+                                         // The router's choice beside its products in fp32.
+                                         Case{WeightType::F32, 3, 128, 40, 4, 64, 64, 0},
+                                         Case{WeightType::BF16, 1, 256, 70, 8, 64, 64, 0},
                                          // Two groups a stage.
                                          Case{WeightType::Int4, 1, 256, 6, 2, 512, 512, 32, true},
                                          Case{WeightType::Int4, 4, 256, 6, 2, 512, 512, 32, true},

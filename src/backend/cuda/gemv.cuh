@@ -26,15 +26,7 @@ inline constexpr int kRoundItems = 10, kRoundFloats = 4096;  // at most
 
 // All of this block's outputs are stored. Memory: in place of the slots.
 __device__ __forceinline__ void choose_at_last(const GemvArgs& a) {
-  char* memory = shared_memory();
-  if (!is_last_block(a.choice.arrived, static_cast<int>(gridDim.x), reinterpret_cast<int*>(memory)))
-    return;
-  const Output& o = a.out[0];
-  const int k = a.choice.k, r = static_cast<int>(threadIdx.x) / 32;
-  block_sync();  // all know it
-  if (r < a.m)
-    choose(o.y + r * o.ldy, o.n, k, a.choice.ids + r * k, a.choice.weights + r * k,
-           memory + r * top_k_bytes(o.n, k));
+  choose_at_last(a.choice, a.out[0].y, a.out[0].ldy, a.out[0].n, a.m);
 }
 
 // gemv_whole.cu: bytes of shared memory without rows of x; its launch.

@@ -177,6 +177,9 @@ bool can_gemv(const Queue& q, const MultiplyArgs& a);
 bool can_fuse_gemv(const Queue& q, const MultiplyArgs& a);
 bool can_choose(const MultiplyArgs& a, const Choice& c);  // where can_gemv()
 void launch_gemv(const Queue& q, const MultiplyArgs& a);
+// gemv_plain.cu: of weights in fp32, fp16 or bf16; makes choices where a.choice has any.
+bool can_gemv_plain(const Queue& q, const MultiplyArgs& a);
+void launch_gemv_plain(const Queue& q, const MultiplyArgs& a);
 // The same of 5 to 8 rows under a norm, of which each is made by one of the blocks into `fixed`,
 // two tiles at a time: how many blocks there will be, or 0. turns: counts of rows asked for and of
 // rows made, of all launches so far that had these (a launch: blocks + m and m more), with as many

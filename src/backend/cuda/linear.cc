@@ -73,9 +73,16 @@ void CudaBackend::multiply_kind(Source s, std::int64_t m, Activations activation
     return launch_gemv_pieces(q_, a, scratch<float>("sums of pieces", gemv_pieces_scratch(a)),
                               arrived_.as<int>() + 1);
   const Choice& choice = after.choice;
-  const bool with_choice = choice.k > 0 && gemv && can_choose(a, choice);
+  const bool plain = !fixed && plan != Plan::Prepass && can_gemv_plain(q_, a);
+  const bool with_choice = choice.k > 0 && (plain || gemv) && can_choose(a, choice);
   if (with_choice) a.choice = choice;
   const int sharers = gemv && !with_choice ? gemv_pairs_blocks(q_, a) : 0;
+  if (plain) {
+    launch_gemv_plain(q_, a);
+    if (after.conv.y != nullptr) launch_conv(q_, after.conv);
+    if (choice.k > 0 && !with_choice) launch_top_k(q_, a.out[0].y, a.m, w.n, choice);
+    return;
+  }
   const auto run = [&](bool fused) {
     MultiplyArgs r = a;
     if (fused && sharers > 0) {

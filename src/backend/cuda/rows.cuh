@@ -69,16 +69,15 @@ struct NormRows {
       if (c + 32 < slice.end) to[i * kStep + 32] = v[i].y;
     }
   }
-  // Row `row` of the source -> words [stages] 128 bytes, meta [stages]; residual_out and normed in
-  // this block's slice() where `stores`, which is the warp's. scratch: 32 floats of shared memory;
-  // even and odd calls use it by turns.
-  template <bool Sums, class F>
-  __device__ __forceinline__ void make(const Source& s, std::int64_t row, int turn, int int8,
-                                       bool stores, F&& slice, Words words, RowMeta* meta,
-                                       float* scratch) {
+  // Row `row` of the source -> v; residual_out and normed in this block's slice() where `stores`,
+  // which is the warp's. scratch: 32 floats of shared memory; even and odd calls use it by turns.
+  template <class F>
+  __device__ __forceinline__ void normalise(const Source& s, std::int64_t row, int turn,
+                                            bool stores, F&& slice, float* scratch,
+                                            float2 (&v)[N]) {
     const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
     const std::int64_t at = row * s.k + column;
-    float2 v[N], more[N];
+    float2 more[N];
     load(s.x + at, v);
     if (s.other != nullptr) {
       load(s.other + at, more);
@@ -105,6 +104,15 @@ struct NormRows {
       v[i].x = v[i].x * inv * w[i].x, v[i].y = v[i].y * inv * w[i].y;
     }
     if (stores && s.normed != nullptr) store(v, s.normed + at, slice());
+  }
+  // The same -> words [stages] 128 bytes, meta [stages].
+  template <bool Sums, class F>
+  __device__ __forceinline__ void make(const Source& s, std::int64_t row, int turn, int int8,
+                                       bool stores, F&& slice, Words words, RowMeta* meta,
+                                       float* scratch) {
+    const int warp = static_cast<int>(threadIdx.x) / 32;
+    float2 v[N];
+    normalise(s, row, turn, stores, slice, scratch, v);
     round_stages<N, Sums>(v, count, warp, kRowWarps, int8, words, meta);
   }
 };

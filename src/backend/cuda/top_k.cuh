@@ -79,4 +79,18 @@ __device__ __forceinline__ void choose(const float* logits, int experts, int k, 
   for (int s = lane; s < k; s += kLanes) weights[s] = exps[s] / sum;
 }
 
+// By the block that ends last, once this one's logits are stored: the choice of m tokens, of `n`
+// experts, logits [m][ldy]. Memory: in place of what shared memory held.
+__device__ __forceinline__ void choose_at_last(const Choice& c, const float* logits,
+                                               std::int64_t ldy, int n, int m) {
+  char* memory = shared_memory();
+  if (!is_last_block(c.arrived, static_cast<int>(gridDim.x), reinterpret_cast<int*>(memory)))
+    return;
+  const int r = static_cast<int>(threadIdx.x) / 32;
+  block_sync();  // all know it
+  if (r < m)
+    choose(logits + r * ldy, n, c.k, c.ids + r * c.k, c.weights + r * c.k,
+           memory + r * top_k_bytes(n, c.k));
+}
+
 }  // namespace nibble::NIBBLE_CUDA_NS
