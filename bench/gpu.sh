@@ -174,8 +174,10 @@ stage_half() {
 }
 model() {
   with=(timeout 200)
-  run nibble bench model --config "$1" --random-weights --device cuda --generate 128 --prompt 2048 \
-    --depth 128,4096 --batch 1,8 --repeat 3 --threads 0
+  local of=(--config "$1" --random-weights)
+  [ ! -f "$1" ] || of=("$1")
+  run nibble bench model "${of[@]}" --device cuda --generate 128 --prompt 2048 --depth 128,4096 \
+    --batch 1,8 --repeat 3 --threads 0
 }
 stage_model-27b() { model qwen3.6-27b; }
 stage_model-35b() { model qwen3.6-35b-a3b; }
@@ -194,8 +196,7 @@ peer() {
   PYTHONPATH=/tmp/site python3 bench/peers/make_gguf.py "$1" "$file"
   timeout 150 "$bin/llama-bench" -m "$file" -fa 1 -ngl 99 -p 2048 -n 128 -d 0,4096 -r 3
   timeout 100 "$bin/llama-batched-bench" -m "$file" -fa 1 -ngl 99 -npp 128 -ntg 64 -npl 8 -c 4096
-  with=(timeout 100)  # loading: the file is warm
-  run nibble bench model "$file" --device cuda --prompt 0 --generate 32 --depth 128 --batch 1 --repeat 1
+  model "$file"  # the identical file, which is warm: its loading, too
   rm "$file"
   model "$1"
 }
