@@ -74,8 +74,11 @@ __global__ void __launch_bounds__(kRowThreads, Octets == 1 ? 2 : 1)
         tid < pairs ? load_fresh(a.weights + tid) : sigmoid(load_fresh(a.shared + tid - pairs));
   }
   if (a.tasks != nullptr)
-    for (int i = tid; i < count * kTaskWords; i += kRowThreads)
-      reinterpret_cast<int*>(tasks)[i] = load_fresh(reinterpret_cast<const int*>(a.tasks) + i);
+    for (int i = tid; i < count * kTaskWords; i += kRowThreads) {
+      const int row = i % kTaskWords - 2;  // of x, then of y; nobody has written past the last
+      if (row < 0 || row % kMaxRows < load_fresh(&a.tasks[i / kTaskWords].rows))
+        reinterpret_cast<int*>(tasks)[i] = load_fresh(reinterpret_cast<const int*>(a.tasks) + i);
+    }
   block_sync();
 
   Ring<Groups> ring{memory + warp * kRing * kSlotBytes, 0, warp, count * kMaxPieces, 0};
