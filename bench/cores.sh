@@ -77,7 +77,7 @@ stage_peers() {
   run nibble bench bandwidth --seconds 1
   command_of nibble
   command_of llama-bench
-  for shape in llama-3.2-1b qwen3.5-0.8b; do
+  for shape in ${SHAPES:-llama-3.2-1b qwen3.5-0.8b smollm2-135m}; do
     echo "$shape"
     gguf "$shape"
     peer "$shape" "$all" 3

@@ -13,6 +13,8 @@ import numpy as np
 # L layers, H hidden, F feed-forward, nh/nkv heads, hd head size, V vocabulary; Qwen3.5: vk/vv key
 # and value heads of the delta net; E/k/Fs experts, chosen, shared width.
 MODELS = {
+    "smollm2-135m": dict(arch="llama", L=30, H=576, F=1536, nh=9, nkv=3, hd=64, V=49152, theta=1e5,
+                         tied=True),
     "llama-3.2-1b": dict(arch="llama", L=16, H=2048, F=8192, nh=32, nkv=8, hd=64, V=128256,
                          theta=5e5, tied=True),
     "qwen3.5-0.8b": dict(arch="qwen35", L=24, H=1024, F=3584, nh=8, nkv=2, hd=256, vk=16, vv=16,
