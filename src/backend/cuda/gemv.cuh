@@ -1,6 +1,6 @@
 // y = W x for up to 8 rows of x, symmetric INT4 with fp16 scales whose groups never part a stage or
-// are two of it (Groups): what decoding consists of. gemv_plain.cu takes fp32 and halves, multiply.cu
-// everything else, with the same bits.
+// are two of it (Groups): what decoding consists of. gemv_plain.cu takes fp32 and halves,
+// multiply.cu everything else, with the same bits.
 //
 // An item is a tile of 16 rows of W. A block of 16 warps takes a run of items. K is cut into the
 // segments of ops/pieces.h (of a row-parallel matrix: its pieces), one a warp; up to 8 warps make a
