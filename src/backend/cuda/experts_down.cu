@@ -177,7 +177,7 @@ std::size_t bytes(const ExpertsDownArgs& a, int groups) {
 bool can_experts_down(const Queue& q, const Matrix& w, ExpertsDownArgs& a) {
   a.tiles = w.tiles, a.n = w.n, a.stages = w.stages, a.groups = w.groups;
   const int groups = w.stage_groups();
-  a.group_shift = groups == 2 ? 0 : w.group_shift, a.each = w.stages / kMaxPieces;
+  a.group_shift = w.record_shift(), a.each = w.stages / kMaxPieces;
   bool even = a.each > 0 && a.each * kMaxPieces == w.stages && segment_count(a.each) == 1;
   for (int i = 0; i < kMaxPieces; ++i) even = even && w.piece_end[i] == (i + 1) * a.each;
   return even && w.pieces == kMaxPieces && w.type == kInt4 && w.scale_bytes == 2 && groups > 0 &&

@@ -24,7 +24,7 @@ std::size_t divide(const MultiplyArgs& from, int slot, GemvArgs& a) {
     a.out[i] = {p.w.codes, p.w.scales, p.bias, p.y, p.ldy, p.w.n, a.swiglu || !more ? 0 : a.jobs};
     if (more) a.jobs += p.w.tiles;
   }
-  a.stages = w.stages, a.groups = w.groups, a.group_shift = groups == 2 ? 0 : w.group_shift;
+  a.stages = w.stages, a.groups = w.groups, a.group_shift = w.record_shift();
   a.tree = w.pieces > 1;
   a.parts = a.tree ? w.pieces : segment_count(w.stages);
   for (int i = 0; i < kMaxPieces; ++i)

@@ -25,11 +25,6 @@ namespace nibble::NIBBLE_CUDA_NS {
 
 inline constexpr int kRoundItems = 10, kRoundFloats = 4096;  // at most
 
-// All of this block's outputs are stored. Memory: in place of the slots.
-__device__ __forceinline__ void choose_at_last(const GemvArgs& a) {
-  choose_at_last(a.choice, a.out[0].y, a.out[0].ldy, a.out[0].n, a.m);
-}
-
 // gemv_whole.cu: bytes of shared memory without rows of x; its launch.
 std::size_t whole_bytes(const GemvArgs& a, int slot, int groups);
 void launch_gemv_whole(const Queue& q, const GemvArgs& a, int slot, int groups, bool few, dim3 grid,
@@ -280,7 +275,8 @@ __global__ void __launch_bounds__(kRowThreads, Octets == 1 ? 2 : 1)
         if (out == 0) convolve(a.conv, m, n, v[0]);
     }
   }
-  if (!Chosen && a.choice.k > 0) choose_at_last(a);
+  if (!Chosen && a.choice.k > 0)
+    choose_at_last(a.choice, a.out[0].y, a.out[0].ldy, a.out[0].n, a.m);
 }
 
 using GemvKernel = void (*)(GemvArgs);

@@ -328,8 +328,7 @@ void launch_gemv_pieces(const Queue& q, const MultiplyArgs& from, float* scratch
   a.x = from.source.x, a.k = from.source.k, a.codes = w.codes, a.scales = w.scales;
   a.bias = p.bias, a.y = p.y, a.ldy = p.ldy, a.sums = scratch, a.arrived = arrived;
   a.n = w.n, a.m = from.m, a.int8 = from.int8, a.tiles = w.tiles;
-  a.stages = w.stages, a.groups = w.groups,
-  a.group_shift = w.stage_groups() == 2 ? 0 : w.group_shift;
+  a.stages = w.stages, a.groups = w.groups, a.group_shift = w.record_shift();
   a.pieces = w.pieces, a.each = each, a.segments = segments;
   a.by_pieces = divider(w.pieces), a.by_runs = divider(runs), a.by_each = divider(each);
   a.by_segments = divider(segments), a.by_m = divider(from.m);

@@ -3,14 +3,14 @@
 //
 // What a stage of 64 columns adds to a row's sum is a chain of 64 additions, and stages' chains
 // need nothing of each other: a thread has one, of every row of x. So a block of 512 threads takes
-// 2 to 16 rows of a tile, however many make one chain a thread, and a matrix of few rows has blocks
+// 1 to 16 rows of a tile, however many make one chain a thread, and a matrix of few rows has blocks
 // enough. Weights, which nobody writes, are asked for before the wait; the block makes x
 // itself (residual + delta, RMSNorm). Then a thread a (row of W, row of x, segment) adds its stages
 // in ascending order, and one a (row of W, row of x) the segments. Of the router's products the
 // block that ends last makes the choice of experts (gemv.cuh). Aliasing: ops/linear.h.
 #include <type_traits>
 
-#include "backend/cuda/rows.cuh"
+#include "backend/cuda/stream.cuh"
 #include "backend/cuda/top_k.cuh"
 #include "ops/pieces.h"
 
@@ -19,22 +19,14 @@ namespace {
 
 constexpr int kPitch = kStage + 4;  // of a stage of x, so that those of a warp lie in other banks
 
-struct PlainOutput {
-  const std::uint8_t* codes;
-  const float* bias;
-  float* y;
-  std::int64_t ldy;
-  int n, first;  // first: job
-};
 struct PlainArgs {
   Source source;
-  const float* real;  // rows as they are, or null: by source
-  PlainOutput out[kMaxOutputs];
+  Output out[kMaxOutputs];
   int outputs, m, stages, jobs, row_shift, segments, columns;  // a job: 1 << row_shift rows
   Choice choice;
 };
 
-// The weights of a thread's chain, as they lie: column j of part p is f(p, word).
+// Column j of a part, 16 bytes.
 template <int Type>
 __device__ __forceinline__ float weight_at(const uint4& part, int j) {
   const std::uint32_t words[4] = {part.x, part.y, part.z, part.w};
@@ -67,7 +59,7 @@ __global__ void __launch_bounds__(kRowThreads, Rows == 1 ? 2 : 1)
   };
   // Of this thread's stage, part 0 of the job's first row; a part is kTile further on.
   const auto weights_of = [&](int job) {
-    const PlainOutput& o = a.out[output_of(job)];
+    const Output& o = a.out[output_of(job)];
     const int first = (job - o.first) << a.row_shift;
     return reinterpret_cast<const uint4*>(o.codes) +
            (static_cast<std::int64_t>(first / kTile) * a.stages + (has ? stage : 0)) *
@@ -103,11 +95,11 @@ __global__ void __launch_bounds__(kRowThreads, Rows == 1 ? 2 : 1)
       }
     }
   };
-  if (a.real != nullptr) {
+  if (a.source.kind == Source::Plain) {
     await_last();
     for (int i = tid; i < a.m * a.stages * (kStage / 4); i += kRowThreads)
       *reinterpret_cast<float4*>(x + i / (kStage / 4) * kPitch + i % (kStage / 4) * 4) =
-          reinterpret_cast<const float4*>(a.real)[i];
+          reinterpret_cast<const float4*>(a.source.x)[i];
   } else if (a.stages <= kFewStages * kRowWarps) {
     make(std::integral_constant<int, kFewStages>{});
   } else {
@@ -155,7 +147,7 @@ __global__ void __launch_bounds__(kRowThreads, Rows == 1 ? 2 : 1)
       parts[i] = sum;
     }
     block_sync();
-    const PlainOutput& o = a.out[output_of(now)];
+    const Output& o = a.out[output_of(now)];
     for (int i = tid; i < a.m << a.row_shift; i += kRowThreads) {
       const int m = i >> a.row_shift, n = ((now - o.first) << a.row_shift) + (i & (rows - 1));
       float sum = 0;
@@ -203,12 +195,11 @@ void launch_gemv_plain(const Queue& q, const MultiplyArgs& from) {
   const Matrix& w = from.out[0].w;
   PlainArgs a{};
   a.source = from.source, a.m = from.m, a.stages = w.stages, a.choice = from.choice;
-  if (a.source.kind == Source::Plain) a.real = a.source.x;
   a.outputs = from.outputs, a.row_shift = row_shift(w.stages);
   a.segments = segment_count(w.stages);
   for (int i = 0; i < a.outputs; ++i) {
     const Product& p = from.out[i];
-    a.out[i] = {p.w.codes, p.bias, p.y, p.ldy, p.w.n, a.jobs};
+    a.out[i] = {p.w.codes, nullptr, p.bias, p.y, p.ldy, p.w.n, a.jobs};
     a.jobs += (p.w.n + (1 << a.row_shift) - 1) >> a.row_shift;
   }
   const int most = q.blocks > 0 ? q.blocks : q.multiprocessors,

@@ -204,7 +204,7 @@ __global__ void __launch_bounds__(kRowThreads, 2) gemv_whole(const __grid_consta
       o.y[static_cast<std::int64_t>(m) * o.ldy + n] = a.swiglu ? silu(v[0]) * v[1] : v[0];
     }
   }
-  if (a.choice.k > 0) choose_at_last(a);
+  if (a.choice.k > 0) choose_at_last(a.choice, a.out[0].y, a.out[0].ldy, a.out[0].n, a.m);
 }
 
 template <int Groups>

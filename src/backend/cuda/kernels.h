@@ -54,6 +54,8 @@ struct Matrix {
   int stage_groups() const {
     return !regular ? 0 : group_shift >= 0 ? 1 : max_units == 2 && groups == 2 * stages ? 2 : 0;
   }
+  // Where stage_groups() > 0: the g-th of stage s is (s * stage_groups() + g) >> record_shift().
+  int record_shift() const { return group_shift >= 0 ? group_shift : 0; }
   const std::uint8_t* codes = nullptr;
   const std::uint8_t* scales = nullptr;
   const Stage* plan = nullptr;

@@ -76,8 +76,7 @@ __device__ __forceinline__ void add_stage(const char* codes, const char* scales,
   }
 }
 
-// Stages on their way into a slot; all + 16 lane, scales: of the lane / 2-th group, + 16 (lane %
-// 2).
+// Stages on their way into a slot; all + 16 lane, scales: of group lane / 2, + 16 (lane % 2).
 template <int Slot, int Groups>
 __device__ __forceinline__ void bring_stages(char* slot, const std::uint8_t* codes,
                                              const std::uint8_t* scales, int stages,
