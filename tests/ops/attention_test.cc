@@ -357,28 +357,5 @@ TEST(Attention, RefusesBadArguments) {
   EXPECT_THROW(run(4, out.data(), 0), Error);
 }
 
-TEST(Embedding, RowsOfEveryType) {
-  for (const WeightType t : {WeightType::Int4, WeightType::Int4Aff, WeightType::Int8,
-                             WeightType::F16, WeightType::BF16, WeightType::F32}) {
-    // A group that a device's stage of 64 columns has two of, and one of several stages.
-    for (const auto& [k, group] : {std::pair{96, 32}, std::pair{384, 128}}) {
-      const harness::RandomWeight source(t, 50, k, group, 1);
-      for (const auto& b : harness::backends()) {
-        const auto w = b->pack(source, 1);
-        const std::int32_t ids[] = {49, 0, 17, 16};
-        Buffer to(*b, static_cast<std::size_t>(4 * k));
-        b->embedding({ids, w.get(), 4, to.data()});
-        const std::vector<float> h = to.copy();
-        for (int i = 0; i < 4; ++i)
-          EXPECT_TRUE(same_bits({h.begin() + i * k, h.begin() + (i + 1) * k},
-                                dequantise(source, ids[i], 1)))
-              << weight_type_name(t) << " " << k << " " << b->describe();
-        const std::int32_t bad = 50;
-        EXPECT_THROW(b->embedding({&bad, w.get(), 1, to.data()}), Error);
-      }
-    }
-  }
-}
-
 }  // namespace
 }  // namespace nibble

@@ -96,7 +96,7 @@ void CudaBackend::finish() {
   posted_ = 0, inbox_busy_ = false;
 }
 std::uint64_t CudaBackend::scratch_memory() const {
-  std::uint64_t sum = arena_.left();
+  std::uint64_t sum = arena_.left() + staging_.size();
   for (const auto& [name, block] : scratch_) sum += block.size();
   return sum;
 }
@@ -122,7 +122,7 @@ double CudaBackend::read_bandwidth() {
 }
 std::unique_ptr<Weight> CudaBackend::pack(const WeightSource& source, int pieces,
                                           std::int64_t stack) {
-  return std::make_unique<CudaWeight>(source, pieces, stack, q_, pool_, arena_);
+  return std::make_unique<CudaWeight>(source, pieces, stack, q_, pool_, arena_, staging_);
 }
 
 void* CudaBackend::scratch_bytes(const char* name, std::size_t bytes) {

@@ -46,16 +46,34 @@ class Arena {
   std::size_t size_ = 0, used_ = 0;
 };
 
+// What goes to the device in many parts: the host fills one half while the other is copied.
+class Staging {
+ public:
+  Staging() = default;
+  Staging(const Staging&) = delete;
+  Staging& operator=(const Staging&) = delete;
+  ~Staging();
+  // On the host, at least `bytes`, until send(), which returns where their copy lies until the
+  // next.
+  std::uint8_t* fill(const Queue& q, std::size_t bytes);
+  const std::uint8_t* send(const Queue& q, std::size_t bytes);
+  std::size_t size() const { return device_.size(); }
+
+ private:
+  void* host_ = nullptr;  // two halves
+  Block device_;
+  std::size_t turn_ = 0;
+};
+
 // A packed matrix (kernels.h says how).
 class CudaWeight final : public Weight {
  public:
   CudaWeight(const WeightSource& source, int pieces, std::int64_t stack, const Queue& q,
-             ThreadPool& pool, Arena& arena);
+             ThreadPool& pool, Arena& arena, Staging& staging);
   const Matrix& matrix() const { return matrix_; }
 
  private:
-  void pack_tile(const WeightRows& rows, std::int64_t first, std::int64_t count,
-                 std::uint8_t* codes, std::uint8_t* records) const;
+  void lay_out(int pieces, std::int64_t stack);
   Block codes_, scales_, plan_;
   std::vector<Stage> stages_;
   Matrix matrix_;
@@ -158,7 +176,8 @@ class CudaBackend final : public Backend {
 
   Queue q_;
   ThreadPool pool_;
-  Arena arena_;    // of the model
+  Arena arena_;  // of the model
+  Staging staging_;
   Block arrived_;  // Choice's count of blocks, then gemv_pieces'
   Block turns_;    // gemv_pairs', by blocks and rows
   int turns_given_ = 0;

@@ -1,10 +1,11 @@
-// Packing: canonical rows -> tiles of 16 rows in stages of 64 columns (kernels.h says how), a run
-// of tiles at a time, on the host; then to the device.
+// Packing: the host's threads write rows into a buffer, as compact as they will stay; the device
+// makes tiles of them (pack.cu) while the next are written.
+#include "backend/cuda/pack.h"
+
 #include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <cstring>
-#include <mutex>
 
 #include "backend/cuda/cuda_backend.h"
 #include "base/half.h"
@@ -12,6 +13,9 @@
 
 namespace nibble::NIBBLE_CUDA_NS {
 namespace {
+
+constexpr std::size_t kStaged = std::size_t{16} << 20;  // bytes at once; more for one long tile
+constexpr std::int64_t kTask = std::int64_t{1} << 19;   // values that a thread reads at once
 
 int stage_bytes(WeightType t) {
   switch (t) {
@@ -29,27 +33,59 @@ int stage_bytes(WeightType t) {
   return 0;
 }
 
-// 32 codes of row r of a tile, chunk `chunk` of a stage: four bytes at a time.
-void pack_chunk(WeightType type, const std::uint8_t* codes, std::int64_t chunk, std::int64_t r,
-                std::uint8_t* stage) {
-  for (std::int64_t i = 0; i < 4; ++i) {
-    std::uint32_t low, high;
-    std::memcpy(&low, codes + 4 * i, 4), std::memcpy(&high, codes + 16 + 4 * i, 4);
-    std::uint8_t* lane = stage + (r % 8 * 4 + i) * 16 + r / 8 * 4;
-    if (type == WeightType::Int8) {
-      std::memcpy(lane + chunk * 512, &low, 4), std::memcpy(lane + chunk * 512 + 8, &high, 4);
-    } else {
-      low |= high << 4;
-      std::memcpy(lane + chunk * 8, &low, 4);
-    }
+// Codes, whole chunks of 32, two a byte: pack.h says how.
+void fold(const std::vector<std::uint8_t>& codes, std::uint8_t* to) {
+  for (std::size_t i = 0; i < codes.size(); i += 32, to += 16)
+    for (std::size_t j = 0; j < 16; ++j)
+      to[j] = static_cast<std::uint8_t>(codes[i + j] | codes[i + 16 + j] << 4);
+}
+
+void store_scales(const std::vector<float>& scales, int bytes, std::uint8_t* to) {
+  if (bytes == 2)
+    std::transform(scales.begin(), scales.end(), reinterpret_cast<std::uint16_t*>(to),
+                   float_to_half);
+  else
+    std::copy(scales.begin(), scales.end(), reinterpret_cast<float*>(to));
+}
+
+// Rows of k plain values, each with zeros after it.
+void store_values(const std::vector<float>& values, std::int64_t k, WeightType type,
+                  std::size_t row_bytes, std::uint8_t* to) {
+  const std::size_t used = static_cast<std::size_t>(k) * (type == WeightType::F32 ? 4 : 2);
+  for (const float *v = values.data(), *end = v + values.size(); v != end; v += k) {
+    if (type == WeightType::F32)
+      std::memcpy(to, v, used);
+    else
+      std::transform(v, v + k, reinterpret_cast<std::uint16_t*>(to),
+                     type == WeightType::F16 ? float_to_half : float_to_bf16);
+    std::memset(to + used, 0, row_bytes - used);
+    to += row_bytes;
   }
 }
 
 }  // namespace
 
-CudaWeight::CudaWeight(const WeightSource& source, int pieces, std::int64_t stack, const Queue& q,
-                       ThreadPool& pool, Arena& arena)
-    : Weight(source.format(), pieces, stack) {
+Staging::~Staging() { release_pinned(host_); }
+std::uint8_t* Staging::fill(const Queue& q, std::size_t bytes) {
+  if (bytes > device_.size()) {
+    wait(q);
+    release_pinned(host_);
+    host_ = nullptr, device_ = {};
+    host_ = allocate_pinned(2 * bytes);
+    device_ = Block(bytes, "weights on their way");
+  }
+  return static_cast<std::uint8_t*>(host_) + turn_ * device_.size();
+}
+const std::uint8_t* Staging::send(const Queue& q, std::size_t bytes) {
+  wait(q);  // what the other half held is there
+  copy_in_later(q, device_.get(), static_cast<std::uint8_t*>(host_) + turn_ * device_.size(),
+                bytes);
+  turn_ ^= 1;
+  return device_.as<std::uint8_t>();
+}
+
+// Fills in matrix_ and stages_, but for where things lie.
+void CudaWeight::lay_out(int pieces, std::int64_t stack) {
   require(stack > 0 && format_.n % stack == 0, "[pack] expected {} rows in {} equal matrices",
           format_.n, stack);
   const KPlan plan = plan_k(format_.k, format_.group, pieces);
@@ -79,101 +115,79 @@ CudaWeight::CudaWeight(const WeightSource& source, int pieces, std::int64_t stac
     m.regular = m.regular && stages_[i].column == static_cast<int>(i) * kStage;
   for (int shift = 0; m.regular && m.max_units == 1 && shift < 16; ++shift)
     if (format_.group == kStage << shift) m.group_shift = shift;
+}
 
-  const auto tiles = static_cast<std::size_t>(m.tiles * stack);
-  const std::size_t tile_bytes = static_cast<std::size_t>(m.stages) *
-                                 static_cast<std::size_t>(m.stage_bytes),
-                    record_bytes = static_cast<std::size_t>(m.groups) *
-                                   static_cast<std::size_t>(m.record_bytes);
-  codes_ = {tiles * tile_bytes, "weights", &arena};
-  if (record_bytes > 0) scales_ = {tiles * record_bytes, "weight scales", &arena};
+CudaWeight::CudaWeight(const WeightSource& source, int pieces, std::int64_t stack, const Queue& q,
+                       ThreadPool& pool, Arena& arena, Staging& staging)
+    : Weight(source.format(), pieces, stack) {
+  lay_out(pieces, stack);
+  Matrix& m = matrix_;
+  const bool quantised = is_quantised(format_.type);
+  const std::int64_t rows = m.n, tiles = m.tiles * stack;
+  codes_ = {static_cast<std::size_t>(tiles * m.stages * m.stage_bytes), "weights", &arena};
+  if (quantised)
+    scales_ = {static_cast<std::size_t>(tiles * m.groups * m.record_bytes), "weight scales",
+               &arena};
   plan_ = {stages_.size() * sizeof(Stage), "a weight's plan", &arena};
-  copy_in(q, plan_.get(), stages_.data(), plan_.size());
   m.codes = codes_.as<std::uint8_t>(), m.scales = scales_.as<std::uint8_t>();
   m.plan = plan_.as<Stage>();
   bytes_ = codes_.size() + scales_.size();
 
-  const std::int64_t per_read =
-      std::clamp<std::int64_t>((std::int64_t{1} << 20) / (kTile * format_.k), 1, 64);  // tiles
-  const std::int64_t reads = (m.tiles + per_read - 1) / per_read;  // of a matrix
-  std::atomic<std::int64_t> next{0};
+  // Of what is staged: tiles' rows, their scales, their offsets, the plan.
+  const std::size_t row_bytes =
+      (static_cast<std::size_t>(m.stage_bytes / kTile) * static_cast<std::size_t>(m.k) / kStage +
+       15) /
+      16 * 16;
+  const std::size_t scale_row = static_cast<std::size_t>(m.groups * m.scale_bytes),
+                    tile_bytes =
+                        kTile * row_bytes + static_cast<std::size_t>(m.groups * m.record_bytes);
+  const std::int64_t at_once =
+      std::clamp<std::int64_t>(static_cast<std::int64_t>(kStaged / tile_bytes), 1, tiles);
+  const std::int64_t per_task = std::max<std::int64_t>(1, kTask / (kTile * format_.k));
   std::atomic<bool> fits_half{true};
   constexpr float kLargestScale = 65504.0f / 8;
-  std::mutex queue;
-  pool.run([&](int) {
-    WeightRows canonical;
-    std::vector<std::uint8_t> codes, records;
-    for (;;) {
-      const std::int64_t task = next.fetch_add(1), matrix = task / reads;
-      if (matrix >= stack_) return;
-      const std::int64_t first = task % reads * per_read,
-                         last = std::min<std::int64_t>(m.tiles, first + per_read);
-      const std::int64_t row = matrix * rows + first * kTile,
-                         count = std::min(rows, last * kTile) - first * kTile;
-      source.read(row, count, canonical);
-      for (const float s : canonical.scales)
-        if (!(std::abs(s) <= kLargestScale)) fits_half = false;
-      const auto n = static_cast<std::size_t>(last - first);
-      codes.assign(n * tile_bytes, 0), records.assign(n * record_bytes, 0);
-      for (std::int64_t t = first; t < last; ++t) {
-        const auto i = static_cast<std::size_t>(t - first);
-        pack_tile(canonical, (t - first) * kTile, std::min<std::int64_t>(kTile, rows - t * kTile),
-                  codes.data() + i * tile_bytes, records.data() + i * record_bytes);
+  for (std::int64_t first = 0; first < tiles; first += at_once) {
+    const std::int64_t last = std::min(tiles, first + at_once);
+    const auto staged_rows = static_cast<std::size_t>((last - first) * kTile);
+    const std::size_t plan_at = static_cast<std::size_t>(last - first) * tile_bytes;
+    std::uint8_t* const to = staging.fill(q, plan_at + plan_.size());
+    std::uint8_t* const scales = to + staged_rows * row_bytes;
+    std::memcpy(to + plan_at, stages_.data(), plan_.size());
+    std::atomic<std::int64_t> next{first};
+    pool.run([&](int) {
+      WeightRows some;
+      for (std::int64_t tile; (tile = next.fetch_add(per_task)) < last;) {
+        for (const std::int64_t end = std::min(last, tile + per_task); tile < end;) {
+          const std::int64_t matrix = tile / m.tiles, in_matrix = tile % m.tiles * kTile,
+                             stop = std::min(end, (matrix + 1) * m.tiles);
+          const std::int64_t row = matrix * rows + in_matrix,
+                             count = std::min((stop - tile) * kTile, rows - in_matrix);
+          source.read(row, count, some);
+          const auto at = static_cast<std::size_t>((tile - first) * kTile);
+          if (format_.type == WeightType::Int8)
+            std::memcpy(to + at * row_bytes, some.codes.data(), some.codes.size());
+          else if (quantised)
+            fold(some.codes, to + at * row_bytes);
+          else
+            store_values(some.values, format_.k, format_.type, row_bytes, to + at * row_bytes);
+          store_scales(some.scales, m.scale_bytes, scales + at * scale_row);
+          store_scales(some.offsets, m.scale_bytes, scales + (staged_rows + at) * scale_row);
+          for (const float s : some.scales)
+            if (!(std::abs(s) <= kLargestScale)) fits_half = false;
+          source.release(row, count);
+          tile = stop;
+        }
       }
-      source.release(row, count);
-      const auto at = static_cast<std::size_t>(matrix * m.tiles + first);
-      const std::lock_guard lock(queue);
-      copy_in(q, codes_.as<std::uint8_t>() + at * tile_bytes, codes.data(), codes.size());
-      if (!records.empty())
-        copy_in(q, scales_.as<std::uint8_t>() + at * record_bytes, records.data(), records.size());
-    }
-  });
-  m.fits_half = fits_half;
-}
-
-// Rows first .. first + count of `rows` -> one tile, zeros elsewhere.
-void CudaWeight::pack_tile(const WeightRows& rows, std::int64_t first, std::int64_t count,
-                           std::uint8_t* codes, std::uint8_t* records) const {
-  const std::int64_t k = format_.k;
-  const WeightType type = format_.type;
-  for (std::size_t i = 0; i < stages_.size(); ++i) {
-    const Stage& s = stages_[i];
-    std::uint8_t* stage = codes + i * static_cast<std::size_t>(matrix_.stage_bytes);
-    const std::int64_t columns = std::min<std::int64_t>(32 * s.chunks, k - s.column);
-    for (std::int64_t r = 0; r < count; ++r) {
-      const std::int64_t from = (first + r) * k + s.column;
-      if (is_quantised(type)) {
-        for (std::int64_t j = 0; j < columns; j += 32)  // groups are of whole chunks
-          pack_chunk(type, rows.codes.data() + from + j, j / 32, r, stage);
-        continue;
-      }
-      for (std::int64_t j = 0; j < columns; ++j) {
-        const float v = rows.values[static_cast<std::size_t>(from + j)];
-        const std::int64_t per = type == WeightType::F32 ? 4 : 8;
-        std::uint8_t* at = stage + (j / per * kTile + r) * 16 + j % per * (16 / per);
-        const std::uint16_t bits = type == WeightType::F16 ? float_to_half(v) : float_to_bf16(v);
-        if (type == WeightType::F32)
-          std::memcpy(at, &v, 4);
-        else
-          std::memcpy(at, &bits, 2);
-      }
-    }
+    });
+    const std::uint8_t* const staged = staging.send(q, plan_at + plan_.size());
+    Matrix packed = m;
+    packed.plan = reinterpret_cast<const Stage*>(staged + plan_at);
+    launch_pack(q, {packed, codes_.as<std::uint8_t>(), scales_.as<std::uint8_t>(), staged,
+                    static_cast<std::int64_t>(row_bytes), first, static_cast<int>(last - first)});
+    // Last of all, and no launch: so none may begin before the tiles are there.
+    if (last == tiles) copy_within(q, plan_.get(), packed.plan, plan_.size());
   }
-  const auto store = [&](const std::vector<float>& in, std::int64_t at) {
-    for (std::int64_t g = 0; g < matrix_.groups; ++g)
-      for (std::int64_t r = 0; r < count; ++r) {
-        const float v = in[static_cast<std::size_t>((first + r) * matrix_.groups + g)];
-        std::uint8_t* to = records + g * matrix_.record_bytes +
-                           (at + scale_place(static_cast<int>(r))) * matrix_.scale_bytes;
-        const std::uint16_t half = float_to_half(v);
-        if (matrix_.scale_bytes == 2)
-          std::memcpy(to, &half, 2);
-        else
-          std::memcpy(to, &v, 4);
-      }
-  };
-  if (is_quantised(type)) store(rows.scales, 0);
-  if (type == WeightType::Int4Aff) store(rows.offsets, kTile);
+  m.fits_half = fits_half;
 }
 
 }  // namespace nibble::NIBBLE_CUDA_NS
