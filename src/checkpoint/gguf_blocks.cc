@@ -23,12 +23,15 @@ using std::uint8_t;
 float half_at(const byte* p) { return half_to_float(load<uint16_t>(p)); }
 const uint8_t* octets(const byte* p) { return reinterpret_cast<const uint8_t*>(p); }
 
-// 16 bytes -> 32 codes: low nibbles first, then high ones.
+// 16 bytes -> 32 codes: low nibbles first, then high ones. Eight at a time: bytes may alias
+// anything, so that a compiler takes a loop over them one by one.
 void split_nibbles(const uint8_t* q, uint8_t* codes) {
-  for (int i = 0; i < 16; ++i) {
-    codes[i] = q[i] & 15;
-    codes[i + 16] = q[i] >> 4;
-  }
+  constexpr std::uint64_t kLow = 0x0f0f0f0f0f0f0f0f;
+  std::uint64_t both[2];
+  std::memcpy(both, q, 16);
+  const std::uint64_t split[] = {both[0] & kLow, both[1] & kLow, both[0] >> 4 & kLow,
+                                 both[1] >> 4 & kLow};
+  std::memcpy(codes, split, 32);
 }
 
 // 32 fifth bits at `high`, added to 32 codes.

@@ -65,6 +65,17 @@ void widen(DType t, const std::byte* src, std::size_t n, float* out) {
     widen_bf16(src, n, out);
 }
 
+// n bytes (a multiple of 4) -> 2 n codes, a byte's low nibble first: four bytes at a time.
+void spread_nibbles(const std::byte* src, std::size_t n, std::uint8_t* codes) {
+  for (std::size_t i = 0; i < n; i += 4) {
+    std::uint64_t x = load<std::uint32_t>(src + i);
+    x = (x | x << 16) & 0x0000ffff0000ffff;
+    x = (x | x << 8) & 0x00ff00ff00ff00ff;
+    x = (x | x << 4) & 0x0f0f0f0f0f0f0f0f;
+    std::memcpy(codes + 2 * i, &x, 8);
+  }
+}
+
 bool exact_in_f16(float x) {
   const float size = std::fabs(x);
   const bool short_mantissa = (std::bit_cast<std::uint32_t>(x) & 0x1fff) == 0;
@@ -86,13 +97,9 @@ class PackedWeight : public WeightSource {
   void read(std::int64_t row, std::int64_t count, WeightRows& out) const override {
     const auto words = static_cast<std::size_t>(format_.k / 2);  // bytes of codes in a row
     const auto n = static_cast<std::size_t>(count) * words;
-    const auto* src = reinterpret_cast<const std::uint8_t*>(packed_.tensor.data.data()) +
-                      static_cast<std::size_t>(row) * words;
+    const std::byte* src = packed_.tensor.data.data() + static_cast<std::size_t>(row) * words;
     out.codes.resize(2 * n);
-    for (std::size_t i = 0; i < n; ++i) {
-      out.codes[2 * i] = src[i] & 15;
-      out.codes[2 * i + 1] = src[i] >> 4;
-    }
+    spread_nibbles(src, n, out.codes.data());
     read_scales(row, count, out);
     out.values.clear();
     // A group's values must be finite too: its largest code is 15, its largest zero point 15.

@@ -33,11 +33,14 @@ int stage_bytes(WeightType t) {
   return 0;
 }
 
-// Codes, whole chunks of 32, two a byte: pack.h says how.
+// Codes, whole chunks of 32, two a byte: pack.h says how. Eight at a time.
 void fold(const std::vector<std::uint8_t>& codes, std::uint8_t* to) {
-  for (std::size_t i = 0; i < codes.size(); i += 32, to += 16)
-    for (std::size_t j = 0; j < 16; ++j)
-      to[j] = static_cast<std::uint8_t>(codes[i + j] | codes[i + 16 + j] << 4);
+  for (const std::uint8_t *c = codes.data(), *end = c + codes.size(); c != end; c += 32, to += 16) {
+    std::uint64_t x[4];
+    std::memcpy(x, c, 32);
+    const std::uint64_t both[] = {x[0] | x[2] << 4, x[1] | x[3] << 4};
+    std::memcpy(to, both, 16);
+  }
 }
 
 void store_scales(const std::vector<float>& scales, int bytes, std::uint8_t* to) {
