@@ -1,5 +1,7 @@
 #include "verify/stress.h"
 
+#include <algorithm>
+
 #include "verify/buffer.h"
 #include "verify/operation.h"
 
@@ -52,6 +54,34 @@ StressResult stress(const Case& c, Activations activations, int threads, std::in
 }
 
 namespace {
+
+// Few normal rows over and over: what takes long for a matrix is to draw and to quantise it. A
+// prime number of rows, so that no tile is like those near it.
+class RepeatedRows final : public WeightSource {
+ public:
+  RepeatedRows(const Case& c, std::uint64_t seed)
+      : WeightSource("normal", {c.type, c.n, c.k, is_quantised(c.type) ? c.group : 0, true}) {
+    constexpr std::int64_t kDistinct = 127;
+    const NormalWeight few(c.type, std::min(c.n, kDistinct), c.k, c.group, seed);
+    distinct_.resize(static_cast<std::size_t>(few.format().n));
+    for (std::size_t i = 0; i < distinct_.size(); ++i)
+      few.read(static_cast<std::int64_t>(i), 1, distinct_[i]);
+  }
+  void read(std::int64_t row, std::int64_t count, WeightRows& out) const override {
+    out.codes.clear(), out.scales.clear(), out.offsets.clear(), out.values.clear();
+    for (; count > 0; ++row, --count) {
+      const WeightRows& r = distinct_[static_cast<std::size_t>(row) % distinct_.size()];
+      const auto append = [](auto& to, const auto& from) {
+        to.insert(to.end(), from.begin(), from.end());
+      };
+      append(out.codes, r.codes), append(out.scales, r.scales);
+      append(out.offsets, r.offsets), append(out.values, r.values);
+    }
+  }
+
+ private:
+  std::vector<WeightRows> distinct_;
+};
 
 // A chain of calls on m rows of input: residual_out of one is the residual of the next. down, of a
 // row for each column of w: what it makes of y is then the next one's delta.
@@ -129,11 +159,11 @@ StressResult stress(const Case& c, Activations activations,
   constexpr int kChain = 16;
   Backend& device = *schedules[0];
   cpu::CpuBackend cpu(0, cpu::kernels(cpu::best_isa()), true);
-  const NormalWeight source(c.type, c.n, c.k, c.group, 1);
+  const RepeatedRows source(c, 1);
   const auto w = device.pack(source, c.pieces), w_cpu = cpu.pack(source, c.pieces);
   std::unique_ptr<Weight> down, down_cpu;
-  if (c.n % c.group == 0) {
-    const NormalWeight back(c.type, c.k, c.n, c.group, 2);
+  if (c.group == 0 || c.n % c.group == 0) {
+    const RepeatedRows back({c.k, c.n, c.type, c.group, kRowParallelPieces}, 2);
     down = device.pack(back, kRowParallelPieces), down_cpu = cpu.pack(back, kRowParallelPieces);
   }
   const Inputs in(c.k, false, 1);
