@@ -163,6 +163,13 @@ TEST(Linear, PlainChains) {
     for (const auto& [n, k, m] : {std::tuple{40, 704, 1}, {35, 5120, 5}, {7, 17408, 2}})
       check_case({t, n, k, m, 0, 1, true}, Activations::Int16);
 }
+// A row of x longer than a multiprocessor's shared memory.
+TEST(Linear, VeryLongRows) {
+  for (const int m : {1, 8, 9})
+    check_case({WeightType::Int4, 20, 62080, m, 128, 8, true}, Activations::Int16);
+  check_case({WeightType::Int8, 5, 62080, 2, 128, 1, true}, Activations::Int8);
+  check_case({WeightType::Int4Aff, 5, 124160, 1, 32, 8, false}, Activations::Fp32);
+}
 // Pieces of eight segments of 4 stages, of 5 and of both, of which a warp of a GPU has one.
 TEST(Linear, LongSumsOfManyTiles) {
   for (const std::int64_t k : {17408, 16896, 18432, 20480})
@@ -296,6 +303,8 @@ TEST(AddRmsNormLinear, FusedMatchesReferenceAndPrepass) {
           check_fused({40, 576, m, delta, !delta, swiglu}, a);
           check_fused({17, 96, m, delta, delta, swiglu}, a);
         }
+  for (const Activations a : {Activations::Int16, Activations::Fp32})
+    check_fused({3, 62080, 2, true, true, false}, a);
 }
 
 // Fused: every thread prepares each row. Prepass: each row is prepared once, whatever M.

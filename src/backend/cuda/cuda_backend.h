@@ -156,6 +156,7 @@ class CudaBackend final : public Backend {
                 const After& after = {});
   // Whether a product can be taken in fp16, whatever its rows: a matter of the weights alone.
   bool takes_half(const MultiplyArgs& a) const;
+  void prepare(const Source& s, int m, int int8, const Matrix& w, const Fixed& fixed, float* real);
   Fixed half_rows(const char* name, const Source& s, std::int64_t rows, const Matrix& w);
   bool experts_half(const ExpertsArgs& a);  // false: its weights are not for that
   void multiply_kind(Source s, std::int64_t m, Activations activations,

@@ -207,9 +207,10 @@ bool can_gemm_half(const MultiplyArgs& a);
 void launch_gemm_half(const Queue& q, MultiplyArgs a);
 void launch_prepare_half(const Queue& q, const Source& s, int m, int stages, const Fixed& to);
 // Rows of a source, prepared once: rounded into `fixed` (words not null), in fp32 into `real` (not
-// null), in the stages of w.
+// null), in the stages of w. room: as many floats as prepare_room() says; null: 0.
+std::size_t prepare_room(const Queue& q, const Source& s, int m);
 void launch_prepare(const Queue& q, const Source& s, int m, int int8, const Matrix& w,
-                    const Fixed& fixed, float* real);
+                    const Fixed& fixed, float* real, float* room);
 void launch_read(const Queue& q, const void* p, std::size_t bytes, int* sum);
 void launch_swiglu(const Queue& q, const float* gate, const float* up, std::int64_t n, float* y);
 void launch_embedding(const Queue& q, const Matrix& w, const int* ids, int m, float* h);

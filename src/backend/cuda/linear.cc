@@ -39,6 +39,13 @@ Fixed CudaBackend::fixed_rows(const char* name, std::int64_t rows, const Matrix&
   return {p, reinterpret_cast<RowMeta*>(p + cells * 128), straight};
 }
 
+void CudaBackend::prepare(const Source& s, int m, int int8, const Matrix& w, const Fixed& fixed,
+                          float* real) {
+  const std::size_t room = prepare_room(q_, s, m);
+  launch_prepare(q_, s, m, int8, w, fixed, real,
+                 room > 0 ? scratch<float>("long rows", room) : nullptr);
+}
+
 bool CudaBackend::takes_half(const MultiplyArgs& a) const {
   const auto row = static_cast<std::size_t>(a.out[0].w.k) * sizeof(float);
   return q_.warpgroups && row + (4 << 10) <= q_.shared_limit && can_gemm_half(a);
@@ -96,7 +103,7 @@ void CudaBackend::multiply_kind(Source s, std::int64_t m, Activations activation
         r.fixed = fixed_rows("rounded rows", m, w, gemm && q_.warpgroups);
       else
         r.real = scratch<float>("prepared rows", static_cast<std::size_t>(m * w.k));
-      launch_prepare(q_, s, r.m, r.int8, w, r.fixed, const_cast<float*>(r.real));
+      prepare(s, r.m, r.int8, w, r.fixed, const_cast<float*>(r.real));
     }
     if (gemv)
       launch_gemv(q_, r);
@@ -176,7 +183,7 @@ void CudaBackend::norm_linear(const AddRmsNormLinearArgs& a, const After& after)
   s.kind = Source::Norm, s.x = a.residual, s.other = a.delta, s.weight = a.weight;
   s.eps = a.eps, s.offset = a.unit_offset ? 1.0f : 0.0f, s.k = static_cast<int>(a.k);
   s.residual_out = a.residual_out, s.normed = a.normed;
-  if (a.outputs.empty()) return launch_prepare(q_, s, static_cast<int>(a.m), 0, {}, {}, nullptr);
+  if (a.outputs.empty()) return prepare(s, static_cast<int>(a.m), 0, {}, {}, nullptr);
   multiply(s, a.m, a.activations, a.outputs, a.epilogue, a.plan, after);
 }
 

@@ -72,11 +72,11 @@ void CudaBackend::experts(const ExpertsArgs& a) {
     launch_group_rows(q_, a.ids, m, k, count, groups, order, number + 1);
   };
   Fixed tokens[2];  // rounded, in both orders: blocks depend on K alone
-  const auto prepare = [&](const MultiplyArgs& r, const char* name, bool straight) {
+  const auto rounded = [&](const MultiplyArgs& r, const char* name, bool straight) {
     Fixed& known = tokens[straight];
     if (r.source.x == a.x && known.words != nullptr) return known;
     const Fixed f = fixed_rows(name, r.m, r.out[0].w, straight);
-    launch_prepare(q_, r.source, r.m, r.int8, r.out[0].w, f, nullptr);
+    prepare(r.source, r.m, r.int8, r.out[0].w, f, nullptr);
     return r.source.x == a.x ? known = f : f;
   };
 
@@ -90,7 +90,7 @@ void CudaBackend::experts(const ExpertsArgs& a) {
         r.groups = groups, r.order = order, r.pairs = wide ? k : 1;
         r.task_count = number + 1, r.max_tasks = most_groups;
       }
-      r.fixed = prepare(r, wide ? "rows for gemm" : name, q_.warpgroups);
+      r.fixed = rounded(r, wide ? "rows for gemm" : name, q_.warpgroups);
       return launch_gemm(q_, r, nullptr);
     }
     if (routed && fixed && m == 1)
@@ -105,7 +105,7 @@ void CudaBackend::experts(const ExpertsArgs& a) {
     const bool gemv = can_gemv(q_, r);
     if (gemv && routed) r.known = std::exchange(known[r.ids != nullptr], true);
     if (!gemv || r.m * r.source.k > kFewValues || !can_fuse_gemv(q_, r))
-      r.fixed = prepare(r, name, false);
+      r.fixed = rounded(r, name, false);
     if (gemv)
       launch_gemv(q_, r);
     else

@@ -1,5 +1,5 @@
 // Rows prepared once, for many blocks: the prepass of the fused operation, and the input of a
-// linear with many rows. One block a row, which it holds in shared memory: K floats.
+// linear with many rows. One block a row, which it holds in shared memory (K floats) where it fits.
 //
 // Also the row-wise odds and ends: SwiGLU of two matrices that one launch could not take together,
 // embedding, gather.
@@ -11,11 +11,13 @@ namespace {
 constexpr int kThreads = 256;
 
 __global__ void __launch_bounds__(kRowThreads)
-    prepare(Source s, int int8, const Stage* plan, int stages, Fixed fixed, float* real) {
+    prepare(Source s, int int8, const Stage* plan, int stages, Fixed fixed, float* real,
+            float* room) {
   start_next(), await_last();
-  float* h = reinterpret_cast<float*>(shared_memory());
-  float* inv = h + s.k;
   const int row = static_cast<int>(blockIdx.x);
+  auto* const shared = reinterpret_cast<float*>(shared_memory());
+  float* h = room != nullptr ? room + static_cast<std::int64_t>(row) * s.k : shared;
+  float* inv = room != nullptr ? shared : shared + s.k;
   load_rows(s, row, 1, h, inv, {0, s.k});
   if (fixed.words != nullptr) round_rows(h, 1, s.k, int8, plan, stages, fixed, row);
   if (real != nullptr)
@@ -122,11 +124,19 @@ __global__ void __launch_bounds__(kThreads) take(const int* host, int n, int* to
 }
 
 unsigned blocks(std::int64_t n) { return static_cast<unsigned>(n); }
+std::size_t inv_bytes(const Source& s) {
+  return static_cast<std::size_t>(s.kind == Source::GatedNorm ? s.k / s.dim : 1) * sizeof(float);
+}
+std::size_t row_bytes(const Source& s) { return static_cast<std::size_t>(s.k) * sizeof(float); }
 
 }  // namespace
 
+std::size_t prepare_room(const Queue& q, const Source& s, int m) {
+  const bool fits = row_bytes(s) + inv_bytes(s) <= q.shared_limit;
+  return fits ? 0 : static_cast<std::size_t>(m) * static_cast<std::size_t>(s.k);
+}
 void launch_prepare(const Queue& q, const Source& s, int m, int int8, const Matrix& w,
-                    const Fixed& fixed, float* real) {
+                    const Fixed& fixed, float* real, float* room) {
   if (w.regular && real == nullptr && fixed.words != nullptr && rows_in_registers(s)) {
     const auto units = [&](auto kernel, int count, int each) {
       launch(q, "prepare", kernel, dim3{blocks((count + each - 1) / each)}, kRowThreads, 0, s, m,
@@ -140,10 +150,9 @@ void launch_prepare(const Queue& q, const Source& s, int m, int int8, const Matr
     return units(s.dim == 2 * kStage ? prepare_units<2> : prepare_units<kHeadStages>,
                  m * (s.k / s.dim), kRowWarps);
   }
-  const int runs = s.kind == Source::GatedNorm ? s.k / s.dim : 1;
   launch<Begin::Late>(q, "prepare", prepare, dim3{blocks(m)}, kRowThreads,
-                      static_cast<std::size_t>(s.k + runs) * sizeof(float), s, int8, w.plan,
-                      w.stages, fixed, real);
+                      inv_bytes(s) + (room != nullptr ? 0 : row_bytes(s)), s, int8, w.plan,
+                      w.stages, fixed, real, room);
 }
 void launch_swiglu(const Queue& q, const float* gate, const float* up, std::int64_t n, float* y) {
   launch(q, "swiglu", swiglu, dim3{blocks((n + kThreads - 1) / kThreads)}, kThreads, 0, gate, up, n,
