@@ -147,6 +147,7 @@ CudaWeight::CudaWeight(const WeightSource& source, int pieces, std::int64_t stac
   const std::int64_t at_once =
       std::clamp<std::int64_t>(static_cast<std::int64_t>(kStaged / tile_bytes), 1, tiles);
   const std::int64_t per_task = std::max<std::int64_t>(1, kTask / (kTile * format_.k));
+  std::vector<WeightRows> read(static_cast<std::size_t>(pool.size()));  // by thread
   std::atomic<bool> fits_half{true};
   constexpr float kLargestScale = 65504.0f / 8;
   for (std::int64_t first = 0; first < tiles; first += at_once) {
@@ -157,8 +158,8 @@ CudaWeight::CudaWeight(const WeightSource& source, int pieces, std::int64_t stac
     std::uint8_t* const scales = to + staged_rows * row_bytes;
     std::memcpy(to + plan_at, stages_.data(), plan_.size());
     std::atomic<std::int64_t> next{first};
-    pool.run([&](int) {
-      WeightRows some;
+    pool.run([&](int thread) {
+      WeightRows& some = read[static_cast<std::size_t>(thread)];
       for (std::int64_t tile; (tile = next.fetch_add(per_task)) < last;) {
         for (const std::int64_t end = std::min(last, tile + per_task); tile < end;) {
           const std::int64_t matrix = tile / m.tiles, in_matrix = tile % m.tiles * kTile,
