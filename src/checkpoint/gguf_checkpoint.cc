@@ -73,16 +73,16 @@ class GgufWeight : public WeightSource {
   }
 
  private:
-  // Entries of rows, each for `width` columns, into Hugging Face's order.
+  // Entries of rows, each for `width` columns, into Hugging Face's order: a head's stay together.
   template <class T>
   void reorder_columns(std::vector<T>& rows, std::int64_t width) const {
-    const auto n = static_cast<std::size_t>(format_.k / width);
-    std::vector<T> stored(n);
-    for (std::size_t at = 0; at < rows.size(); at += n) {
-      std::copy_n(rows.begin() + static_cast<std::ptrdiff_t>(at), n, stored.begin());
-      for (std::size_t i = 0; i < n; ++i)
-        rows[at + i] = stored[static_cast<std::size_t>(
-            order_.columns.stored(static_cast<std::int64_t>(i) * width) / width)];
+    const HeadOrder& order = order_.columns;
+    const std::int64_t n = format_.k / width, first = order.first / width;
+    std::vector<T> stored(static_cast<std::size_t>(n));
+    for (T *to = rows.data(), *end = to + rows.size(); to != end; to += n) {
+      std::copy_n(to, n, stored.begin());
+      for (std::int64_t i = first; i < n; i += order.unit / width)
+        std::copy_n(stored.begin() + order.stored(i * width) / width, order.unit / width, to + i);
     }
   }
 
