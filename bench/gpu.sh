@@ -6,8 +6,8 @@
 #   bench/gpu.sh carry-smollm2  its file -> carry-smollm2/{0,1,2}, each as much as one call brings
 #   bench/gpu.sh carry-peer     llama.cpp (its source: bench/peers/llama_cpp.sh) for sm_90 -> carry-peer/{0,1}
 # and on the GPU machine, in the root of the tree:
-#   bench/gpu.sh STAGE...   first verify sweep stress sanitize ops oracles models fused ahead profile
-#                           trace model-27b model-35b; peer-27b peer-35b
+#   bench/gpu.sh STAGE...   first verify sweep stress stress-int16 stress-int8 sanitize ops oracles
+#                           models fused ahead profile trace model-27b model-35b; peer-27b peer-35b
 # Output goes to the screen and, where $OUT is set, to $OUT/STAGE.txt.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -73,8 +73,11 @@ stage_stress() {
   run nibble verify --device cuda --explain
   run nibble verify --device cuda --stress 100000 --activations int16 \
     --shape 256x2048,8704x5120,34816x5120,5120x6144,5120x17408,513x2048
-  run nibble verify --device cuda --stress 1000 --activations int16,int8
 }
+# The same for every shape of the sweep.
+stress_all() { with=(timeout 450) && run nibble verify --device cuda --stress 1000 --activations "$1"; }
+stage_stress-int16() { stress_all int16; }
+stage_stress-int8() { stress_all int8; }
 stage_oracles() {
   with=(timeout 200)
   join_smollm2
