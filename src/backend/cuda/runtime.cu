@@ -67,7 +67,8 @@ Queue open_queue() {
 }
 void close_queue(Queue& q) {
   trace_write();
-  if (q.stream != nullptr) cudaStreamDestroy(stream(q));
+  // After what is under way, which may still read pinned memory: a load that failed, say.
+  if (q.stream != nullptr) cudaStreamSynchronize(stream(q)), cudaStreamDestroy(stream(q));
   q.stream = nullptr;
 }
 std::string device_name() {
