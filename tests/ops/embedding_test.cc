@@ -49,5 +49,25 @@ TEST(Embedding, RowsOfALongMatrix) {
   }
 }
 
+// A file that is damaged far inside a matrix: an error, after which the next is packed as ever.
+TEST(Embedding, AfterAMatrixThatCannotBeRead) {
+  struct Damaged final : WeightSource {
+    Damaged() : WeightSource("damaged", {WeightType::F32, 2103, 4100, 0, true}) {}
+    void read(std::int64_t row, std::int64_t count, WeightRows& out) const override {
+      require(row + count <= 1500, "damaged: row {}", row);
+      out.values.assign(static_cast<std::size_t>(count * format_.k), 1.0f);
+    }
+  };
+  const RandomWeight source(WeightType::Int4, 50, 384, 128, 1);
+  for (Backend* b : last_two()) {
+    EXPECT_THROW(b->pack(Damaged(), 1), Error) << b->describe();
+    const auto w = b->pack(source, 1);
+    const std::int32_t id = 49;
+    Buffer to(*b, 384);
+    b->embedding({&id, w.get(), 1, to.data()});
+    EXPECT_TRUE(same_bits(to.copy(), dequantise(source, id, 1))) << b->describe();
+  }
+}
+
 }  // namespace
 }  // namespace nibble::harness
