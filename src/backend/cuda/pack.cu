@@ -44,6 +44,7 @@ __device__ void copy_scale(const PackArgs& a, int tile, int group, int row, bool
 }
 
 __global__ void __launch_bounds__(kThreads) pack_rows(const __grid_constant__ PackArgs a) {
+  start_next(), await_last();
   const int parts = a.w.stage_bytes / kPart, codes = a.tiles * a.w.stages * parts,
             records = a.w.record_bytes > 0 ? a.tiles * a.w.groups * kTile : 0,
             step = static_cast<int>(gridDim.x) * kThreads;
