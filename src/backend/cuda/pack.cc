@@ -157,30 +157,34 @@ CudaWeight::CudaWeight(const WeightSource& source, int pieces, std::int64_t stac
     std::uint8_t* const to = staging.fill(q, plan_at + plan_.size());
     std::uint8_t* const scales = to + staged_rows * row_bytes;
     std::memcpy(to + plan_at, stages_.data(), plan_.size());
-    std::atomic<std::int64_t> next{first};
+    struct Part {
+      std::int64_t row, count, at;  // of the source; of this run, first
+    };
+    std::vector<Part> parts;  // none crosses from one matrix to the next
+    for (std::int64_t tile = first; tile < last;) {
+      const std::int64_t matrix = tile / m.tiles, row = tile % m.tiles * kTile,
+                         stop = std::min({last, tile + per_task, (matrix + 1) * m.tiles});
+      parts.push_back({matrix * rows + row, std::min((stop - tile) * kTile, rows - row),
+                       (tile - first) * kTile});
+      tile = stop;
+    }
+    std::atomic<std::size_t> next{0};
     pool.run([&](int thread) {
       WeightRows& some = read[static_cast<std::size_t>(thread)];
-      for (std::int64_t tile; (tile = next.fetch_add(per_task)) < last;) {
-        for (const std::int64_t end = std::min(last, tile + per_task); tile < end;) {
-          const std::int64_t matrix = tile / m.tiles, in_matrix = tile % m.tiles * kTile,
-                             stop = std::min(end, (matrix + 1) * m.tiles);
-          const std::int64_t row = matrix * rows + in_matrix,
-                             count = std::min((stop - tile) * kTile, rows - in_matrix);
-          source.read(row, count, some);
-          const auto at = static_cast<std::size_t>((tile - first) * kTile);
-          if (format_.type == WeightType::Int8)
-            std::memcpy(to + at * row_bytes, some.codes.data(), some.codes.size());
-          else if (quantised)
-            fold(some.codes, to + at * row_bytes);
-          else
-            store_values(some.values, format_.k, format_.type, row_bytes, to + at * row_bytes);
-          store_scales(some.scales, m.scale_bytes, scales + at * scale_row);
-          store_scales(some.offsets, m.scale_bytes, scales + (staged_rows + at) * scale_row);
-          for (const float s : some.scales)
-            if (!(std::abs(s) <= kLargestScale)) fits_half = false;
-          source.release(row, count);
-          tile = stop;
-        }
+      for (std::size_t i; (i = next.fetch_add(1)) < parts.size();) {
+        source.read(parts[i].row, parts[i].count, some);
+        const auto at = static_cast<std::size_t>(parts[i].at);
+        if (format_.type == WeightType::Int8)
+          std::memcpy(to + at * row_bytes, some.codes.data(), some.codes.size());
+        else if (quantised)
+          fold(some.codes, to + at * row_bytes);
+        else
+          store_values(some.values, format_.k, format_.type, row_bytes, to + at * row_bytes);
+        store_scales(some.scales, m.scale_bytes, scales + at * scale_row);
+        store_scales(some.offsets, m.scale_bytes, scales + (staged_rows + at) * scale_row);
+        for (const float s : some.scales)
+          if (!(std::abs(s) <= kLargestScale)) fits_half = false;
+        source.release(parts[i].row, parts[i].count);
       }
     });
     const std::uint8_t* const staged = staging.send(q, plan_at + plan_.size());
