@@ -84,6 +84,7 @@ TEST(Half, EveryTail) {
 TEST(Half, ManyRows) {
   for (const std::int64_t m : {33, 64, 65, 128, 150, 200})
     check_case({m == 150 ? std::int64_t{300} : 40, 256, m, 128, 1});  // 150: one of 160
+  check_case({300, 320, 290, 64, 1});                                 // several jobs a block
 }
 
 // From a row of nothing to what fp16 could not hold.

@@ -104,12 +104,17 @@ __global__ void __launch_bounds__(kRowThreads, Octets == 1 ? 2 : 1)
   int other = kSlotBytes;
   Stream<Slot, Groups> stream{};
   stream.slot = slot + lane * 16, stream.other = other;
-  Course& course = courses[warp];  // each lane writes the same
+  Course& course = courses[warp];
   course.item = begin + team, course.end = has_part && first < last ? mine_end : begin;
   course.split = split, course.step = teams;
-  if (course.item < course.end) stream.template locate<Chosen>(a, outputs, own, course);
+  warp_sync();
+  if (begin + team < course.end)
+    stream.template locate<Chosen>(a, outputs, own, course, begin + team);
 #pragma unroll 1
-  for (int i = 0; i < 2; ++i) stream.template bring<Chosen>(a, outputs, own, course);
+  for (int i = 0; i < 2; ++i) {
+    warp_sync();
+    stream.template bring<Chosen>(a, outputs, own, course);
+  }
   if (!late)
     ask_ahead<Groups, Chosen>(a, outputs, begin + team, teams, has_part ? end : begin, first, last,
                               a.parts_of_warp > 1 ? 2 : 2 * Slot);

@@ -10,7 +10,8 @@
 namespace nibble::NIBBLE_CUDA_NS {
 namespace {
 
-// Where a warp is; each lane writes the same, once all have read.
+// Where a warp is; each lane writes the same, once all have read, and reads it once all have
+// written.
 struct Turn {
   int item, end, step, first;   // of its stream: next item, the end; of each: its first stage
   int own, limit, last, place;  // the item it sums, the end; its last stage, its place in sums
@@ -110,14 +111,16 @@ __global__ void __launch_bounds__(kRowThreads, 2) gemv_whole(const __grid_consta
     turn.item = item, turn.end = limit, turn.step = kRowWarps >> a.team_shift;
     turn.own = item, turn.limit = limit, turn.place = part * each;
     turn.first = part == 0 ? 0 : a.part_end[part - 1], turn.last = a.part_end[part];
+    warp_sync();
     if (item < limit) stream.locate(a, outputs, turn, item);
   }
 #pragma unroll 1
-  for (int i = 0; i < 2; ++i) stream.bring(a, outputs, turn);
+  for (int i = 0; i < 2; ++i) stream.bring(a, outputs, turn), warp_sync();
   stream.ask(a);
   rows.ready(a.source);
   const auto slice = [&] { return Slice{a.columns * block, a.columns * (block + 1)}; };
   turn.stores = rows.has(slice());
+  warp_sync();
   await_last();
 #pragma unroll 1
   for (int r = 0; r < a.m; ++r)

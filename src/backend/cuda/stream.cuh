@@ -201,7 +201,8 @@ __device__ __forceinline__ void ask_ahead(const GemvArgs& a, const Output* outpu
 
 // Where a warp's stream is, of what it looks at once an item: in shared memory, since registers
 // that do not suffice go to local memory, and so, past a first cache that shared memory has made
-// small, to the second.
+// small, to the second. Each lane writes the same, once all have read, and reads it once all have
+// written.
 struct Course {
   int item, end, step, split, segment;
   int unused;
@@ -220,8 +221,8 @@ struct Stream {
   // own: of this warp, [share * kMaxPieces].
   template <bool Chosen>
   __device__ __forceinline__ void locate(const GemvArgs& a, const Output* outputs,
-                                         const Segments* own, Course& at) {
-    const int item = at.item, split = at.split;
+                                         const Segments* own, Course& at, int item) {
+    const int split = at.split;
     const TilePlace p = place_of<Chosen>(a, outputs, item < split ? item : split);
     const int lane = static_cast<int>(threadIdx.x) % 32;
     const Segments* now = own + share_of(item, split) * kMaxPieces;
@@ -242,13 +243,13 @@ struct Stream {
       if (left == 0) {
         const Segments* now = at.now;
         const int segment = at.segment + 1, item = at.item + at.step;
-        warp_sync();  // all have read it; each lane writes the same
+        warp_sync();  // all have read it
         if (segment < now->count) {
           at.segment = segment;
           left = now->end[segment] - now->end[segment - 1];
         } else {
           at.item = item;
-          if (item < at.end) locate<Chosen>(a, outputs, own, at);
+          if (item < at.end) locate<Chosen>(a, outputs, own, at, item);
         }
       }
     }
