@@ -30,8 +30,8 @@ class Backend {
   virtual int threads() const = 0;           // 1 where that means nothing
 
   virtual Buffer alloc(std::size_t bytes) = 0;
-  // Bytes that a model will take in weights and state, before it does: a device makes one
-  // allocation, from which alloc() and pack() then take. No error: what it lacks they will say.
+  // Bytes that a model will take in weights, state and activations, before it does: a device makes
+  // one allocation, from which alloc() and pack() then take. No error: what it lacks they will say.
   virtual void reserve(std::size_t bytes) { static_cast<void>(bytes); }
   // Host memory, for what download() writes again and again: a device may copy there faster, and
   // top_logits() may write there by itself.

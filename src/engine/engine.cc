@@ -85,17 +85,20 @@ Engine::Engine(const Checkpoint& checkpoint, const EngineOptions& options)
   impl_->backend = make_backend(options.device, options.threads);
   impl_->half = options.activations == Activations::Int16 && !options.exact_prefill &&
                 impl_->backend->has_half();
+  const std::int64_t rows = impl_->backend->prefill_rows(impl_->half);
   const std::uint64_t weights = estimate_weight_bytes(checkpoint),
+                      activations = activation_bytes(c, rows),
+                      all = weights + shape.bytes() + activations,
                       device = impl_->backend->available_memory(),
                       available = device > 0 ? device : available_memory();
-  require(weights + shape.bytes() <= available,
-          "not enough memory: weights {:.2f} GB and state {:.2f} GB ({} slots of {} positions) "
-          "are needed, {:.2f} GB "
-          "are available; a shorter --context or a smaller model would fit",
-          gb(weights), gb(shape.bytes()), options.slots, impl_->context, gb(available));
-  impl_->backend->reserve(weights + shape.bytes());
-  impl_->model = Model::load(checkpoint, *impl_->backend, impl_->backend->prefill_rows(impl_->half),
-                             options.progress);
+  require(all <= available,
+          "not enough memory: weights {:.2f} GB, state {:.2f} GB ({} slots of {} positions) and "
+          "activations {:.2f} GB are needed, {:.2f} GB are available; a shorter --context or a "
+          "smaller model would fit",
+          gb(weights), gb(shape.bytes()), options.slots, impl_->context, gb(activations),
+          gb(available));
+  impl_->backend->reserve(all);
+  impl_->model = Model::load(checkpoint, *impl_->backend, rows, options.progress);
   impl_->state = std::make_unique<SequenceState>(*impl_->backend, shape);
   impl_->memory = {
       .weights = impl_->model->weight_bytes(),

@@ -70,4 +70,15 @@ std::uint64_t estimate_weight_bytes(const Checkpoint& checkpoint) {
   return bytes;
 }
 
+// What the layers ask of scratch().
+std::uint64_t activation_bytes(const ModelConfig& c, std::int64_t max_rows) {
+  const std::int64_t q = c.heads * c.head_dim, kv = c.kv_heads * c.head_dim;
+  std::int64_t width = 3 * c.hidden;
+  if (c.attention_layers() > 0) width += (c.hybrid() ? 4 : 3) * q + 2 * kv;
+  if (c.attention_layers() < c.layers)
+    width += 2 * (c.delta.channels() + c.delta.value_width() + c.delta.value_heads);
+  width += c.moe.experts > 0 ? c.hidden + c.moe.experts + 1 + 2 * c.moe.top_k : c.intermediate;
+  return static_cast<std::uint64_t>(max_rows * width) * sizeof(float);
+}
+
 }  // namespace nibble

@@ -36,8 +36,10 @@ class Model {
   virtual std::uint64_t scratch_bytes() const = 0;
 };
 
-// Bytes load() will keep, from shapes alone: to refuse before loading.
+// Bytes load() will keep, from shapes alone: to refuse before loading. Of activations exactly what
+// scratch_bytes() will be.
 std::uint64_t estimate_weight_bytes(const Checkpoint& checkpoint);
+std::uint64_t activation_bytes(const ModelConfig& c, std::int64_t max_rows);
 
 // Rotary frequencies [rotary / 2] of a configuration, in the reference's fp32 (with llama3 scaling
 // as published with Llama 3.1: wavelengths beyond original / low are divided by `factor`, those

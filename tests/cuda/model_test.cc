@@ -43,6 +43,24 @@ TEST_P(EmulatedModel, PromptsInHalf) {
   EXPECT_TRUE(rms > 0 && rms < 0.05) << rms;
 }
 
+// What the engine reserves holds all that a model and its state take.
+TEST_P(EmulatedModel, LiesInOneAllocation) {
+  const auto checkpoint = Checkpoint::open(oracle::directory(GetParam()));
+  const auto shape = SequenceState::shape(checkpoint->config(), 8, 256, KvType::I16, 1);
+  constexpr std::int64_t kRows = 2048;
+  const std::uint64_t activations = activation_bytes(checkpoint->config(), kRows);
+  const auto backend = emulated_backend(0, 1);
+  backend->reserve(estimate_weight_bytes(*checkpoint) + shape.bytes() + activations);
+  const std::uint64_t before = backend->scratch_memory();
+  const auto model = Model::load(*checkpoint, *backend, kRows, {});
+  const SequenceState state(*backend, shape);
+  EXPECT_EQ(model->scratch_bytes(), activations);
+  const std::uint64_t after = backend->scratch_memory();
+  backend->reserve(0);  // what is not spare remains, and a spare MiB
+  const std::uint64_t spare = after - backend->scratch_memory() + (1 << 20);
+  EXPECT_GE(before - spare, model->weight_bytes() + shape.bytes() + activations);
+}
+
 TEST_P(EmulatedModel, DecodesInCompany) {
   const auto checkpoint = Checkpoint::open(oracle::directory(GetParam()));
   Runner cpu(*checkpoint, make_backend("cpu", 1), Activations::Int16, 3);

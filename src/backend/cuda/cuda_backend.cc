@@ -71,7 +71,7 @@ Backend::Buffer CudaBackend::alloc(std::size_t bytes) {
 }
 // And for what tiles and alignment add.
 void CudaBackend::reserve(std::size_t bytes) {
-  arena_.reserve(bytes + bytes / 128 + (std::size_t{1} << 20));
+  arena_.reserve(bytes + bytes / 1024 + (std::size_t{1} << 20));
 }
 Backend::Buffer CudaBackend::alloc_host(std::size_t bytes) {
   return Buffer(static_cast<std::byte*>(allocate_pinned(bytes)),
