@@ -35,12 +35,12 @@ __host__ __device__ constexpr int blocks_of(int tiles, bool swiglu) {
 }
 
 // Shared memory: inputs [ring][rows], where the swizzle begins anew; slots [ring][kWarps]; scales
-// of x [kKept][rows], of the job before, this one and the next; barriers [ring], of the scales 1.
+// of x [kKept][rows], of the job before, this one and the next; barriers [ring].
 constexpr int kKept = 3;
 constexpr std::size_t shared_bytes(int octets) {
   const int rows = 8 * octets, ring = ring_of(octets);
   return static_cast<std::size_t>(kAlign + ring * (rows * kRowBytes + kWarps * kSlotBytes + 8) +
-                                  kKept * rows * 4 + 8);
+                                  kKept * rows * 4);
 }
 
 // Codes of columns 4 t + j of 16, low or high nibbles, of bytes 0 and 2 (j even, or of w >> 8 odd).
@@ -89,8 +89,7 @@ __global__ void __launch_bounds__(kThreads, 1) gemm_half(const __grid_constant__
       reinterpret_cast<float*>(input + kRing * (kInputBytes + kWarps * kSlotBytes));
 
   char* const full = reinterpret_cast<char*>(x_scales + kKept * kRows);
-  char* const scaled = full + 8 * kRing;  // a phase a job: its scales are there
-  if (tid <= kRing) barrier_init(full + 8 * tid, tid < kRing ? kWarps : kThreads);
+  if (tid < kRing) barrier_init(full + 8 * tid, kWarps);
   block_sync();
 
   // This thread's parts of a stage of x: 16 bytes of every 64th row. Of rows that are not there
@@ -108,9 +107,10 @@ __global__ void __launch_bounds__(kThreads, 1) gemm_half(const __grid_constant__
     codes = bytes.codes, scales = bytes.scales, there = rows.rows < kRows ? rows.rows : kRows;
     words =
         static_cast<const char*>(a.fixed.words) + rows.x(row) * stages * kRowBytes + tid % 8 * 16;
-    for (int r = tid; r < kRows; r += kThreads)
-      x_scales[j / step % kKept * kRows + r] = a.fixed.row_scale[rows.x(r)];
-    barrier_arrive(scaled);
+    float* const to = x_scales + j / step % kKept * kRows;
+    if (lane == 0)  // who says for its warp what is there
+      for (int r = warp; r < kRows; r += kWarps)
+        copy_async<4>(to + r, a.fixed.row_scale + rows.x(r));
   };
   const int part = 64 * stages * kRowBytes, shift = Groups32 ? 0 : a.out[0].w.group_shift;
   const auto after = [](int at, int n) { return at + n < kRing ? at + n : at + n - kRing; };
@@ -148,7 +148,7 @@ __global__ void __launch_bounds__(kThreads, 1) gemm_half(const __grid_constant__
       int next = s + kAhead;
       if (next >= stages) {  // of the next job
         next -= stages;
-        if (next == 0) barrier_wait(scaled, job / step % 2), turn_to(job + step);
+        if (next == 0) turn_to(job + step);
       }
       bring(next, after(now, kAhead));
       const char* const slot = slots + now * (kWarps * kSlotBytes);

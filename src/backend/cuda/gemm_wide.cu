@@ -64,7 +64,7 @@ __global__ void __launch_bounds__(kThreads, 1) gemm_wide(const __grid_constant__
       if (s >= stages) break;
       if (row < many) copy_async16(input + buffer * kInputBytes + input_at, words + s * 128);
       char* to = others + buffer * other_bytes;
-      if (tid < many) copy_async8(to + tid * 8, meta + s);  // scale and minus8
+      if (tid < many) copy_async<8>(to + tid * 8, meta + s);  // scale and minus8
       char* slot = to + kMetaBytes + warp * a.slot_bytes + lane * 16;
       const std::uint8_t* from = bytes.codes + static_cast<std::int64_t>(s) * first.stage_bytes;
       copy_async16(slot, from);

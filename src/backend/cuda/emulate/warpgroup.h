@@ -6,8 +6,9 @@
 
 namespace nibble::NIBBLE_CUDA_NS {
 
-inline void copy_async8(void* shared, const void* global) {
-  emulate::copy_async(shared, global, 8);
+template <int Bytes>
+void copy_async(void* shared, const void* global) {
+  emulate::copy_async(shared, global, Bytes);
 }
 inline void show_to_warpgroups() {}
 inline void warpgroup_begin() {}

@@ -9,10 +9,11 @@
 
 namespace nibble::NIBBLE_CUDA_NS {
 
-__device__ __forceinline__ void copy_async8(void* shared, const void* global) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(
+template <int Bytes>  // 4 or 8
+__device__ __forceinline__ void copy_async(void* shared, const void* global) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(
                    static_cast<std::uint32_t>(__cvta_generic_to_shared(shared))),
-               "l"(global)
+               "l"(global), "n"(Bytes)
                : "memory");
 }
 
