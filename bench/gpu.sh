@@ -115,11 +115,12 @@ stage_ahead() {
 stage_sanitize() {
   local tool sanitizer some tests
   some='DeltaNet.AS*:*DeltaNetTest*/2:*DeltaNetTest*/3:*MoeTest*/6:*MoeTest*/9:Gated*:Embedding*:'
-  some+='Router*:*AttentionTest*/3:Linear.ManyRows:Linear.ShortPieces:*LinearConvTest*/0:GemvPairs.Conv*'
+  some+='Router*:*AttentionTest*/3:Linear.ManyRows:Linear.ShortPieces:*LinearConvTest*/0:GemvPairs.Conv*:'
+  some+='Half.EveryTail:Half.ManyRows:Half.Norms*:*MoeHalf*/0:*DeltaNetHalf*/0:HalfAttention.Comp*'
   sanitizer=$(command -v compute-sanitizer || echo /usr/local/cuda/bin/compute-sanitizer)
   for tool in memcheck racecheck synccheck initcheck; do
     echo "== $tool"
-    with=(timeout 100 "$sanitizer" --tool "$tool" --error-exitcode 9)
+    with=(timeout 200 "$sanitizer" --tool "$tool" --error-exitcode 9)
     run nibble verify --device cuda --shape 67x1152,5x640,16x128,33x96 --activations int16 |
       tail -3 || echo "exit $?"
     tests=(test_gpu '--gtest_filter=*DecodesInCompany*:*HasTheCpusBits*')
