@@ -153,6 +153,7 @@ INSTANTIATE_TEST_SUITE_P(
                     Case{4, 4, 8, 65, KvType::F32, true}, Case{6, 2, 72, 64, KvType::I16, true},
                     Case{7, 1, 128, 33, KvType::F32, false}, Case{8, 2, 256, 66, KvType::I16, true},
                     Case{2, 1, 136, 70, KvType::I16, false},
+                    Case{5, 1, 64, 130, KvType::I16, false},
                     Case{2, 1, 16, 1100, KvType::F32, false},
                     Case{6, 2, 64, 70, KvType::F32, true, true},
                     Case{3, 1, 256, 530, KvType::I16, true, true}));

@@ -127,38 +127,52 @@ void CpuBackend::attention(const AttentionArgs& a) {
   const auto row_splits = [&](std::int64_t i) {
     return (a.rows[i].position + kAttentionSplit) / kAttentionSplit;
   };
-  const auto attend = [&](std::int64_t i, std::int64_t h, std::int64_t split, float* out) {
+  // Few rows over a long past: splits are tasks of their own, combined in a second pass. Otherwise
+  // a task has all splits. Heads that share keys are one task unless that leaves threads idle:
+  // about half of a lone head's time is loading, which they do once. Whatever is a task, each
+  // head's splits, and their order, are the same.
+  const bool spread = splits > 1 && heads < 4 * pool_.size();
+  const auto turns = [&](std::int64_t group) {
+    return (heads / group * (spread ? splits : 1) + pool_.size() - 1) / pool_.size();
+  };
+  const std::int64_t group = turns(ratio) * (1 + ratio) <= 2 * turns(1) ? ratio : 1,
+                     groups = a.heads / group;
+  const auto attend = [&](std::int64_t i, std::int64_t g, std::int64_t split, float* out) {
     const std::int64_t end = a.rows[i].position + 1, begin = split * kAttentionSplit,
-                       kv = h / ratio;
-    kernels_.attention({a.q + (i * a.heads + h) * hd, cache.keys(a.layer, a.rows[i].slot, kv),
+                       kv = g * group / ratio;
+    kernels_.attention({group, a.q + (i * a.heads + g * group) * hd,
+                        cache.keys(a.layer, a.rows[i].slot, kv),
                         cache.values(a.layer, a.rows[i].slot, kv), hd, cache.stride(), begin,
                         std::min(end, begin + kAttentionSplit), a.scale, s.type == KvType::I16,
                         cache.key_scales(a.layer, a.rows[i].slot, kv),
-                        cache.value_scales(a.layer, a.rows[i].slot, kv), out});
+                        cache.value_scales(a.layer, a.rows[i].slot, kv), out, splits * pitch});
   };
-  // Few rows over a long past: splits are tasks of their own, combined in a second pass. Otherwise
-  // a task is a head of a row. Either way each split, and their order, is the same.
-  const bool spread = splits > 1 && heads < 4 * pool_.size();
   std::atomic<std::int64_t> next{0};
+  const std::int64_t tasks = a.m * groups, parts = group * splits * pitch;
   if (spread) {
     partials_.resize(static_cast<std::size_t>(heads * splits * pitch));
     pool_.run([&](int) {
-      for (std::int64_t t; (t = next.fetch_add(1)) < heads * splits;)
-        if (t % splits < row_splits(t / splits / a.heads))
-          attend(t / splits / a.heads, t / splits % a.heads, t % splits,
-                 partials_.data() + t * pitch);
+      for (std::int64_t t; (t = next.fetch_add(1)) < tasks * splits;) {
+        const std::int64_t at = t / splits, split = t % splits;
+        if (split < row_splits(at / groups))
+          attend(at / groups, at % groups, split, partials_.data() + at * parts + split * pitch);
+      }
     });
     next = 0;
   }
   pool_.run([&](int thread) {
-    float* own = spread ? nullptr : scratch(thread, splits * pitch);
-    for (std::int64_t t; (t = next.fetch_add(1)) < heads;) {
-      const std::int64_t i = t / a.heads, h = t % a.heads;
-      const float* parts = spread ? partials_.data() + t * splits * pitch : own;
+    float* own = spread ? nullptr : scratch(thread, parts);
+    for (std::int64_t t; (t = next.fetch_add(1)) < tasks;) {
+      const std::int64_t i = t / groups;
       if (!spread)
-        for (std::int64_t sp = 0; sp < row_splits(i); ++sp) attend(i, h, sp, own + sp * pitch);
-      const float* gate = a.gate != nullptr ? a.gate + t * a.gate_pitch : nullptr;
-      kernels_.combine(parts, row_splits(i), pitch, hd, gate, a.out + t * hd);
+        for (std::int64_t sp = 0; sp < row_splits(i); ++sp)
+          attend(i, t % groups, sp, own + sp * pitch);
+      for (std::int64_t h = 0; h < group; ++h) {
+        const std::int64_t at = t * group + h;
+        const float* gate = a.gate != nullptr ? a.gate + at * a.gate_pitch : nullptr;
+        kernels_.combine((spread ? partials_.data() + t * parts : own) + h * splits * pitch,
+                         row_splits(i), pitch, hd, gate, a.out + at * hd);
+      }
     }
   });
 }

@@ -74,7 +74,8 @@ using WideFn = void (*)(const TileWeight& w, std::int64_t tile, std::int64_t ahe
 using PiecesFn = void (*)(const TileWeight& w, std::int64_t tile, const XRow* x, float* const* out);
 
 struct AttentionTask {
-  const float* q;                      // [head_dim]
+  std::int64_t heads;                  // query heads of one row that share the key-value head
+  const float* q;                      // [heads, head_dim]
   const void* keys;                    // [positions / 16][head_dim][16]
   const void* values;                  // [positions][head_stride]
   std::int64_t head_dim, head_stride;  // head_stride: head_dim rounded up to 16
@@ -83,7 +84,9 @@ struct AttentionTask {
   bool fixed;                 // int16 keys and values, with the scales below; else fp32
   const float* key_scales;    // [positions]
   const float* value_scales;  // [positions]
-  float* out;  // [2 + head_stride]: largest score, sum of exp, then the weighted sum of values
+  // [heads, out_pitch]: largest score, sum of exp, then [head_stride] the weighted sum of values.
+  float* out;
+  std::int64_t out_pitch;
 };
 
 // 16 channels (fewer: the rest is neither read nor written) of one sequence's rows.

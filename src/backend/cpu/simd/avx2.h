@@ -17,6 +17,8 @@ struct I {
   __m256i a, b;
 };
 
+constexpr int kHeldVectors = 4;  // sums that stay in registers beside what they take
+
 inline F f_set1(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
 inline F f_zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
 inline F f_load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }

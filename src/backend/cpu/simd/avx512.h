@@ -16,6 +16,8 @@ struct I {
   __m512i v;
 };
 
+constexpr int kHeldVectors = 16;  // sums that stay in registers beside what they take
+
 inline F f_set1(float x) { return {_mm512_set1_ps(x)}; }
 inline F f_zero() { return {_mm512_setzero_ps()}; }
 inline F f_load(const float* p) { return {_mm512_loadu_ps(p)}; }

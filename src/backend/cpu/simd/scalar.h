@@ -23,6 +23,8 @@ inline R lanes(Fn fn) {
   return r;
 }
 
+constexpr int kHeldVectors = 4;  // sums that stay in registers beside what they take
+
 inline F f_set1(float x) {
   return lanes<F>([&](int) { return x; });
 }
