@@ -57,6 +57,7 @@ ThreadPool::ThreadPool(int threads) : size_(threads == 0 ? available_cores() : t
   require(size_ > 0 && size_ <= 1024, "threads: expected 1 to 1024, got {}", threads);
   const std::vector<int> cores = allowed_cores();
   has_cores_ = static_cast<std::size_t>(size_) <= cores.size();
+  done_ = std::make_unique<Done[]>(static_cast<std::size_t>(size_));
   for (int t = 1; t < size_; ++t) {
     workers_.emplace_back([this, t] { work(t); });
     if (!has_cores_) continue;  // let them float
@@ -85,14 +86,15 @@ void ThreadPool::invoke(int thread) {
 
 void ThreadPool::dispatch(Call call, void* f) {
   call_ = call, f_ = f;
-  pending_.store(size_ - 1, std::memory_order_relaxed);
-  epoch_.fetch_add(1, std::memory_order_release);
+  const std::uint32_t epoch = epoch_.fetch_add(1, std::memory_order_release) + 1;
   if (size_ > 1) epoch_.notify_all();
   invoke(0);
-  for (Vigil vigil(has_cores_);;) {
-    const int left = pending_.load(std::memory_order_acquire);
-    if (left == 0) break;
-    if (!vigil.goes_on()) pending_.wait(left, std::memory_order_acquire);
+  for (Vigil vigil(has_cores_); !all_done(epoch);) {
+    if (vigil.goes_on()) continue;
+    // Either this sees the last worker's epoch, or that worker sees this asleep.
+    asleep_.store(1);
+    if (!all_done(epoch)) asleep_.wait(1);
+    asleep_.store(0);
   }
   if (error_) {
     const std::exception_ptr e = std::exchange(error_, nullptr);
@@ -108,8 +110,15 @@ void ThreadPool::work(int thread) {
     ++seen;  // dispatch() waits for every worker, so no epoch is ever missed
     if (stop_.load(std::memory_order_relaxed)) return;
     invoke(thread);
-    if (pending_.fetch_sub(1, std::memory_order_acq_rel) == 1) pending_.notify_one();
+    done_[thread].epoch.store(seen);
+    if (asleep_.load() == 1) asleep_.store(0), asleep_.notify_one();
   }
+}
+
+bool ThreadPool::all_done(std::uint32_t epoch) const {
+  for (int t = 1; t < size_; ++t)
+    if (done_[t].epoch.load() != epoch) return false;
+  return true;
 }
 
 }  // namespace nibble

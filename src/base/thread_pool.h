@@ -5,6 +5,7 @@
 #include <atomic>
 #include <cstdint>
 #include <exception>
+#include <memory>
 #include <mutex>
 #include <thread>
 #include <type_traits>
@@ -35,6 +36,7 @@ class ThreadPool {
   using Call = void (*)(void*, int);
   void dispatch(Call call, void* f);
   void work(int thread);
+  bool all_done(std::uint32_t epoch) const;
   void invoke(int thread);
 
   int size_;
@@ -43,8 +45,13 @@ class ThreadPool {
   void* f_ = nullptr;
   std::mutex error_mutex_;
   std::exception_ptr error_;
+  // A line for each worker: a counter of them all would travel from core to core.
+  struct alignas(64) Done {
+    std::atomic<std::uint32_t> epoch{0};  // the last it has finished
+  };
+  std::unique_ptr<Done[]> done_;
   alignas(64) std::atomic<std::uint32_t> epoch_{0};
-  alignas(64) std::atomic<int> pending_{0};
+  alignas(64) std::atomic<int> asleep_{0};  // 1: the caller sleeps; who finishes wakes it
   std::atomic<bool> stop_{false};
   std::vector<std::thread> workers_;
 };

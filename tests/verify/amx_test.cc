@@ -38,7 +38,7 @@ TEST_F(Amx, ManyRowsHaveTheScalarBits) {
     for (const int group : {32, 64, 128})
       for (const int pieces : {1, 8})
         for (const std::int64_t columns : {group * 9, group * 8, group})
-          for (const std::int64_t m : {9, 16, 17, 31, 32, 33, 70})
+          for (const std::int64_t m : {9, 16, 17, 31, 32, 33, 70, 150})
             for (const Activations a : {Activations::Int16, Activations::Int8}) {
               const std::int64_t n = 37;
               const RandomWeight source(t, n, columns, group, 5, true);

@@ -147,7 +147,10 @@ void CpuBackend::attention(const AttentionArgs& a) {
                         cache.key_scales(a.layer, a.rows[i].slot, kv),
                         cache.value_scales(a.layer, a.rows[i].slot, kv), out, splits * pitch});
   };
-  std::atomic<std::int64_t> next{0};
+  struct alignas(64) {  // a line of its own: all else here is read by every thread
+    std::atomic<std::int64_t> next{0};
+  } counter;
+  auto& next = counter.next;
   const std::int64_t tasks = a.m * groups, parts = group * splits * pitch;
   if (spread) {
     partials_.resize(static_cast<std::size_t>(heads * splits * pitch));

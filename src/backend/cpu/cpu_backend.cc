@@ -56,17 +56,19 @@ struct CpuBackend::Rows {
                         panel_sum.data() + i * sums});
   }
   // Copies row i, prepared, to its panel.
-  void to_panel(std::int64_t i, const KPlan& p, int limbs) {
-    const XRow& x = rows[static_cast<std::size_t>(i)];
+  void to_panel(std::int64_t i, const XRow& x, const KPlan& p, int limbs) {
     const Panel& to = panels[static_cast<std::size_t>(i / kPanelRows)];
     const std::int64_t lane = i % kPanelRows;
     for (std::int64_t b = 0; b < p.blocks; ++b) {
       const std::int64_t first = p.block_chunk[static_cast<std::size_t>(b)],
                          chunks = p.block_chunk[static_cast<std::size_t>(b) + 1] - first;
       std::int8_t* bytes = to.bytes + (b * limbs * kPanelRows + lane) * kBlock;
-      const auto size = static_cast<std::size_t>(chunks * kChunk);
-      std::memcpy(bytes, x.lo + first * kChunk, size);
-      if (limbs == 2) std::memcpy(bytes + kPanelRows * kBlock, x.hi + first * kChunk, size);
+      for (std::int64_t c = 0; c < chunks; ++c) {  // a constant size: no calls
+        std::memcpy(bytes + c * kChunk, x.lo + (first + c) * kChunk, kChunk);
+        if (limbs == 2)
+          std::memcpy(bytes + kPanelRows * kBlock + c * kChunk, x.hi + (first + c) * kChunk,
+                      kChunk);
+      }
       to.scale[b * kPanelRows + lane] = x.scale[b];
       for (std::int64_t c = first; c < first + chunks; ++c)
         to.sum[c * kPanelRows + lane] = x.sum[c];
@@ -85,6 +87,14 @@ const PackedWeight& packed(const LinearOutput& o) { return static_cast<const Pac
 // Up to this many rows every thread prepares its own copy of the input: no barrier, and nobody
 // reads what another writes. Beyond, rows are prepared once, in parallel. The bits are the same.
 constexpr std::int64_t kOwnRows = 8;
+
+// Parts of at least 64 rows that a tile's rows are shared out in, so that threads find enough items
+// to end together.
+int row_parts(std::int64_t m, std::int64_t tiles, int threads) {
+  int parts = 1;
+  while (m >= 128 * parts && tiles * parts < 16 * threads) parts *= 2;
+  return parts;
+}
 
 }  // namespace
 
@@ -170,11 +180,12 @@ std::span<const LinearOutput> with_tiles(std::span<const LinearOutput> outputs, 
 }
 }  // namespace
 
-// Tiles [begin, end) of all outputs, laid end to end, times every row; those up to `ahead` are
-// next.
-void CpuBackend::multiply(const Rows& rows, std::int64_t m, std::span<const LinearOutput> outputs,
-                          Epilogue epilogue, Activations activations, std::int64_t begin,
-                          std::int64_t end, std::int64_t ahead) const {
+// Items [begin, end): every tile of an output with the first part of the rows, then with the second
+// ..., outputs laid end to end; those up to `ahead` are next. A thread's items share their rows.
+void CpuBackend::multiply(const Rows& rows, std::int64_t m, int parts,
+                          std::span<const LinearOutput> outputs, Epilogue epilogue,
+                          Activations activations, std::int64_t begin, std::int64_t end,
+                          std::int64_t ahead) const {
   const bool swiglu = epilogue == Epilogue::SwiGlu;
   const bool many = wide(m, activations, outputs);
   const int step = many ? kWideRows : kMaxRows;
@@ -183,14 +194,14 @@ void CpuBackend::multiply(const Rows& rows, std::int64_t m, std::span<const Line
                        std::int64_t row, int count, float* out) {
     const PackedWeight& w = packed(o);
     const int type = static_cast<int>(w.format().type), mode = static_cast<int>(activations);
-    const XRow* x = rows.rows.data() + row;
     if (many && is_quantised(w.format().type)) {
-      kernels_.wide[type][mode](w.tiles(), tile, row == 0 ? next : 0,
-                                rows.panels.data() + row / kPanelRows, count, out);
+      kernels_.wide[type][mode](w.tiles(), tile, next, rows.panels.data() + row / kPanelRows, count,
+                                out);
     } else {
+      const XRow* x = rows.rows.data() + row;
       for (int r = 0; r < count;) {
         const int left = count - r, which = left >= 8 ? 3 : left >= 4 ? 2 : left >= 2 ? 1 : 0;
-        kernels_.tile[type][mode][which](w.tiles(), tile, row + r == 0 ? next : 0, x + r,
+        kernels_.tile[type][mode][which](w.tiles(), tile, r == 0 ? next : 0, x + r,
                                          out + r * kTile);
         r += 1 << which;
       }
@@ -200,27 +211,37 @@ void CpuBackend::multiply(const Rows& rows, std::int64_t m, std::span<const Line
     for (int r = 0; r < count; ++r)
       for (std::int64_t j = 0; j < n; ++j) out[r * kTile + j] += o.bias[tile * kTile + j];
   };
+  const auto cut = [&](std::int64_t part) {
+    const std::int64_t panels = (m + kPanelRows - 1) / kPanelRows;
+    return std::min(m, panels * part / parts * kPanelRows);
+  };
   std::int64_t first = 0;
   for (const LinearOutput& o : with_tiles(outputs, epilogue)) {
-    const std::int64_t tiles = packed(o).tile_count(), n = packed(o).format().n,
-                       next = std::min(ahead - first, tiles);
-    for (std::int64_t t = std::max(begin, first); t < std::min(end, first + tiles); ++t) {
-      const std::int64_t tile = t - first,
+    const std::int64_t tiles = packed(o).tile_count(), items = tiles * parts,
+                       n = packed(o).format().n;
+    for (std::int64_t t = std::max(begin, first); t < std::min(end, first + items); ++t) {
+      const std::int64_t part = (t - first) / tiles, tile = (t - first) % tiles,
+                         next = std::min(ahead - t + tile, tiles),
                          columns = std::min<std::int64_t>(kTile, n - tile * kTile);
-      for (std::int64_t row = 0; row < m;) {
-        const int count = static_cast<int>(std::min<std::int64_t>(m - row, step));
-        run(o, tile, next, row, count, y);
+      for (std::int64_t row = cut(part), stop = cut(part + 1); row < stop;) {
+        const int count = static_cast<int>(std::min<std::int64_t>(stop - row, step));
+        const std::int64_t first_rows = row == cut(part) ? next : 0;
+        run(o, tile, first_rows, row, count, y);
         if (swiglu) {
-          run(outputs[1], tile, next, row, count, up);
+          run(outputs[1], tile, first_rows, row, count, up);
           for (int r = 0; r < count; ++r)
             kernels_.swiglu(y + r * kTile, up + r * kTile, y + r * kTile);
         }
-        for (int r = 0; r < count; ++r, ++row)
-          std::memcpy(o.y + row * o.ldy + tile * kTile, y + r * kTile,
-                      static_cast<std::size_t>(columns) * sizeof(float));
+        float* to = o.y + row * o.ldy + tile * kTile;
+        if (columns == kTile)  // a constant size: no calls
+          for (int r = 0; r < count; ++r)
+            std::memcpy(to + r * o.ldy, y + r * kTile, kTile * sizeof(float));
+        else
+          for (int r = 0; r < count; ++r) std::copy_n(y + r * kTile, columns, to + r * o.ldy);
+        row += count;
       }
     }
-    first += tiles;
+    first += items;
   }
 }
 
@@ -238,22 +259,27 @@ void CpuBackend::run_linear(std::int64_t m, std::int64_t k, Activations activati
   const KPlan& plan = packed(outputs[0]).plan();
   const bool single = wide(m, activations, outputs), panels = single && fixed;
   const int limbs = activations == Activations::Int16 ? 2 : 1;
+  // With panels alone, a row is prepared where its thread had the one before: in the first cache.
+  const bool apart = panels && !plain;
   const auto resize = [&](Rows& rows) {
-    rows.resize(m, plan, fixed, plain, single);
+    rows.resize(apart ? 1 : m, plan, fixed, plain, single);
     if (panels) rows.resize_panels(m, plan, limbs);
   };
   const auto row = [&](Rows& rows, int thread, std::int64_t i) {
     const float* x = prepare(thread, i);
+    Rows& own = apart ? *rows_[static_cast<std::size_t>(thread)] : rows;
+    const XRow& to = own.rows[static_cast<std::size_t>(apart ? 0 : i)];
     kernels_.prepare(x, k, plan.block_chunk.data(), plan.blocks, activations, fixed, plain,
-                     single ? 1 : Rows::stride(i, m), rows.rows[static_cast<std::size_t>(i)]);
-    if (panels) rows.to_panel(i, plan, limbs);
+                     single ? 1 : Rows::stride(i, m), to);
+    if (panels) rows.to_panel(i, to, plan, limbs);
   };
   std::int64_t tiles = 0;
   for (const LinearOutput& o : with_tiles(outputs, epilogue)) tiles += packed(o).tile_count();
-  shares_.reset(tiles);
+  const int parts = row_parts(m, tiles, pool_.size());
+  shares_.reset(tiles * parts);
   const auto take = [&](const Rows& rows, int thread) {
     shares_.take(thread, [&](std::int64_t begin, std::int64_t end, std::int64_t run_end) {
-      multiply(rows, m, outputs, epilogue, activations, begin, end, run_end);
+      multiply(rows, m, parts, outputs, epilogue, activations, begin, end, run_end);
     });
   };
   if (own_rows) {
@@ -267,6 +293,8 @@ void CpuBackend::run_linear(std::int64_t m, std::int64_t k, Activations activati
   }
   Rows& rows = *rows_[0];
   resize(rows);
+  if (apart)
+    for (const auto& own : rows_) own->resize(1, plan, fixed, plain, single);
   pool_.run([&](int thread) {
     const Part p = part(m, thread, pool_.size());
     for (std::int64_t i = p.begin; i < p.end; ++i) row(rows, thread, i);

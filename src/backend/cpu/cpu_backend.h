@@ -131,7 +131,7 @@ class CpuBackend final : public Backend {
   XRow* single_rows(int set, std::int64_t m, const KPlan& plan, bool fixed, bool plain);
   // Whether rows go through Kernels::wide.
   bool wide(std::int64_t m, Activations a, std::span<const LinearOutput> outputs) const;
-  void multiply(const Rows& rows, std::int64_t m, std::span<const LinearOutput> outputs,
+  void multiply(const Rows& rows, std::int64_t m, int parts, std::span<const LinearOutput> outputs,
                 Epilogue epilogue, Activations activations, std::int64_t begin, std::int64_t end,
                 std::int64_t ahead) const;
   template <class Prepare>

@@ -68,8 +68,9 @@ template <int N, class F>
   (std::make_integer_sequence<int, N>());
 }
 
-// Adds unit u, scaled; its integer sums are those of `low` and 256 times those of `high`.
-template <WeightType T, int L, int R>
+// Adds unit u, scaled; its integer sums are those of `low` and 256 times those of `high`, which
+// have 16 bits where Short: 32 products of at most 8 x 127.
+template <WeightType T, int L, int R, bool Short>
 [[gnu::always_inline]] inline void add_sums(const Unit& u, F scale, F offset,
                                             const std::int32_t (*low)[kTile],
                                             const std::int32_t (*high)[kTile], const Panel& x,
@@ -77,7 +78,10 @@ template <WeightType T, int L, int R>
   const float* xs = x.scale + u.block * kPanelRows;
   each<R>([&](auto m) __attribute__((always_inline)) {
     I n = i_load(low[m]);
-    if (L == 2) n = i_add(n, i_shl(i_load(high[m]), 8));
+    if constexpr (Short)
+      n.v = v_dpwssd(n.v, i_load(high[m]).v, _mm512_set1_epi32(256));
+    else if (L == 2)
+      n = i_add(n, i_shl(i_load(high[m]), 8));
     acc[m] = f_fma(f_from_i(n), f_mul(scale, f_set1(xs[m])), acc[m]);
   });
   if constexpr (T == WeightType::Int4Aff)
@@ -87,14 +91,17 @@ template <WeightType T, int L, int R>
         acc[m] = f_fma(f_set1(sum[m]), offset, acc[m]);
       });
     }
-  if (u.closes)
+  if (u.closes) {
+    F* const of_piece = total + u.piece * kWideRows;
     each<R>([&](auto m) __attribute__((always_inline)) {
-      total[m] = f_add(total[m], acc[m]), acc[m] = f_zero();
+      of_piece[m] = f_add(of_piece[m], acc[m]), acc[m] = f_zero();
     });
+  }
 }
 
-// `units` units of a run, from `u` on, times the first R rows of a panel.
-template <WeightType T, Activations A, int R>
+// `units` units of a run, from `u` on, times the first R rows of a panel. A piece's last unit
+// closes, so that a run may go on with the next one.
+template <WeightType T, Activations A, int R, bool Short>
 inline void run_panel(Scratch& s, const Unit* u, int units, const Panel& x, F* acc, F* total) {
   constexpr int L = kLimbs<A>, kSlots = 4 / L;
   F sum[R];
@@ -118,8 +125,8 @@ inline void run_panel(Scratch& s, const Unit* u, int units, const Panel& x, F* a
         if (begins) tile_zero<kNew * L + 1>(), tile_dot<kNew * L + 1, 5, kB>();
       }
       if (is_unit(old - 1))
-        add_sums<T, L, R>(u[old - 1], s.scale[old - 1], s.offset[old - 1], s.sums[kOldest * L],
-                          s.sums[kOldest * L + L - 1], x, total, sum);
+        add_sums<T, L, R, Short>(u[old - 1], s.scale[old - 1], s.offset[old - 1],
+                                 s.sums[kOldest * L], s.sums[kOldest * L + L - 1], x, total, sum);
     });
   each<R>([&](auto m) __attribute__((always_inline)) { acc[m] = sum[m]; });
 }
@@ -144,30 +151,38 @@ void wide(const TileWeight& w, std::int64_t t, std::int64_t ahead, const Panel* 
   F piece[kRowParallelPieces][kWideRows];
   const Unit *u = w.units, *const end = u + w.unit_count;
   std::int64_t block_chunk = 0;  // first chunk of the unit's block
-  for (int p = 0; p < w.pieces; ++p) {
-    for (int m = 0; m < rows; ++m) s.acc[m] = piece[p][m] = f_zero();
-    while (u != end && u->piece == p) {
-      const Unit* const first = u;
-      int n = 0;
-      for (; n < kRun && u != end && u->piece == p; ++n, ++u) {
-        if (u == w.units || u->block != u[-1].block) block_chunk = u->chunk;
-        const std::int64_t scale_at = scales + static_cast<std::int64_t>(u->group) * kTile;
-        next.bring<T>(codes, *u, scale_at);
-        s.b[n] = unit_codes<T>(codes + u->chunk * static_cast<std::int64_t>(chunk_bytes(T)),
-                               u->chunks, depth, s.codes[n]);
-        s.a[n] = static_cast<std::int64_t>(u->block) * kLimbs<A> * kBlockBytes +
-                 (u->chunk - block_chunk) * kChunk;
-        s.scale[n] = load_scale(w, w.scales, scale_at);
-        if constexpr (T == WeightType::Int4Aff) s.offset[n] = load_scale(w, w.offsets, scale_at);
-      }
+  for (int m = 0; m < rows; ++m) s.acc[m] = f_zero();
+  for (int p = 0; p < w.pieces; ++p)
+    for (int m = 0; m < rows; ++m) piece[p][m] = f_zero();
+  while (u != end) {
+    const Unit* const first = u;
+    const auto left = static_cast<int>(end - u), runs = (left + kRun - 1) / kRun,
+               n = (left + runs - 1) / runs;  // equally long: a run's ends are not overlapped
+    for (int i = 0; i < n; ++i, ++u) {
+      if (u == w.units || u->block != u[-1].block) block_chunk = u->chunk;
+      const std::int64_t scale_at = scales + static_cast<std::int64_t>(u->group) * kTile;
+      next.bring<T>(codes, *u, scale_at);
+      s.b[i] = unit_codes<T>(codes + u->chunk * static_cast<std::int64_t>(chunk_bytes(T)),
+                             u->chunks, depth, s.codes[i]);
+      s.a[i] = static_cast<std::int64_t>(u->block) * kLimbs<A> * kBlockBytes +
+               (u->chunk - block_chunk) * kChunk;
+      s.scale[i] = load_scale(w, w.scales, scale_at);
+      if constexpr (T == WeightType::Int4Aff) s.offset[i] = load_scale(w, w.offsets, scale_at);
+    }
+    const auto panels = [&]<bool Short>(std::bool_constant<Short>) {
       for (int row = 0; row < rows; row += kPanelRows) {
         const Panel& panel = x[row / kPanelRows];
         if (rows - row > 8)
-          run_panel<T, A, kPanelRows>(s, first, n, panel, s.acc + row, piece[p] + row);
+          run_panel<T, A, kPanelRows, Short>(s, first, n, panel, s.acc + row, piece[0] + row);
         else
-          run_panel<T, A, 8>(s, first, n, panel, s.acc + row, piece[p] + row);
+          run_panel<T, A, 8, Short>(s, first, n, panel, s.acc + row, piece[0] + row);
       }
-    }
+    };
+    constexpr bool kMayBeShort = T == WeightType::Int4 && A == Activations::Int16;
+    if (kMayBeShort && depth == 1)
+      panels(std::bool_constant<kMayBeShort>());
+    else
+      panels(std::false_type());
   }
   tiles_end();
   add_pieces<kWideRows>(piece, w.pieces, rows);

@@ -70,6 +70,21 @@ inline I i_add(I x, I y) { return {_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(
 inline I i_sub(I x, I y) { return {_mm256_sub_epi32(x.a, y.a), _mm256_sub_epi32(x.b, y.b)}; }
 inline I i_and(I x, I y) { return {_mm256_and_si256(x.a, y.a), _mm256_and_si256(x.b, y.b)}; }
 inline I i_max(I x, I y) { return {_mm256_max_epi32(x.a, y.a), _mm256_max_epi32(x.b, y.b)}; }
+template <class Op>
+inline std::int32_t i_fold(I x, Op op) {  // of 128 bits
+  const auto halves = [&](__m256i v) {
+    return op(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+  };
+  __m128i v = op(halves(x.a), halves(x.b));
+  v = op(v, _mm_shuffle_epi32(v, 0x4e));
+  return _mm_cvtsi128_si32(op(v, _mm_shuffle_epi32(v, 0xb1)));
+}
+inline std::int32_t i_largest(I x) {
+  return i_fold(x, [](__m128i a, __m128i b) { return _mm_max_epi32(a, b); });
+}
+inline std::int32_t i_sum(I x) {
+  return i_fold(x, [](__m128i a, __m128i b) { return _mm_add_epi32(a, b); });
+}
 inline I i_shl(I x, int n) { return {_mm256_slli_epi32(x.a, n), _mm256_slli_epi32(x.b, n)}; }
 inline I i_sar(I x, int n) { return {_mm256_srai_epi32(x.a, n), _mm256_srai_epi32(x.b, n)}; }
 inline I i_round(F x) { return {_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b)}; }

@@ -55,6 +55,8 @@ inline I i_add(I x, I y) { return {_mm512_add_epi32(x.v, y.v)}; }
 inline I i_sub(I x, I y) { return {_mm512_sub_epi32(x.v, y.v)}; }
 inline I i_and(I x, I y) { return {_mm512_and_si512(x.v, y.v)}; }
 inline I i_max(I x, I y) { return {_mm512_max_epi32(x.v, y.v)}; }
+inline std::int32_t i_largest(I x) { return _mm512_reduce_max_epi32(x.v); }
+inline std::int32_t i_sum(I x) { return _mm512_reduce_add_epi32(x.v); }
 inline I i_shl(I x, int n) { return {_mm512_slli_epi32(x.v, static_cast<unsigned>(n))}; }
 inline I i_sar(I x, int n) { return {_mm512_srai_epi32(x.v, static_cast<unsigned>(n))}; }
 inline I i_round(F x) { return {_mm512_cvtps_epi32(x.v)}; }

@@ -79,11 +79,9 @@ inline float fixed_scale(const float* x, std::int64_t n, float top, float* scale
   I bits = i_set1(0);
   for (std::int64_t c = 0; c < n; c += 16)
     bits = i_max(bits, i_and(i_bits(load_upto(x + c, n - c)), i_set1(0x7fffffff)));
-  std::int32_t lane[16];
-  i_store(lane, bits);
-  for (int i = 1; i < 16; ++i) lane[0] = lane[i] > lane[0] ? lane[i] : lane[0];
+  const std::int32_t top_bits = i_largest(bits);
   float largest;
-  __builtin_memcpy(&largest, lane, 4);
+  __builtin_memcpy(&largest, &top_bits, 4);
   const bool tiny = largest < 1e-30f;  // 1 / largest would overflow
   *scale = tiny ? 0.0f : largest / top;
   return tiny ? 0.0f : top / largest;
@@ -99,6 +97,8 @@ void to_int16(const float* x, std::int64_t n, std::int16_t* out, float* scale) {
 
 void prepare(const float* x, std::int64_t k, const std::int32_t* block_chunk, std::int32_t blocks,
              Activations a, bool fixed, bool plain, int stride, const XRow& out) {
+  // Other cores have just written x: ask for all of it at once.
+  for (std::int64_t c = 0; c < k; c += 16) __builtin_prefetch(x + c);
   const float top = a == Activations::Int8 ? 127.0f : 32512.0f;
   const auto spread = [stride](const void* from, int words, void* to) {
     for (int i = 0; i < words; ++i)
@@ -129,22 +129,20 @@ void prepare(const float* x, std::int64_t k, const std::int32_t* block_chunk, st
         sum = i_add(sum, q);
         std::int16_t pairs[16];
         std::int8_t bytes[16];
-        i_store_pairs(pairs, q);
-        spread(pairs, 8, out.q + (c + h) * stride);
+        i_store_pairs(stride == 1 ? out.q + c + h : pairs, q);
+        if (stride != 1) spread(pairs, 8, out.q + (c + h) * stride);
         if (a == Activations::Int8) {
-          i_store8(bytes, q);
-          spread(bytes, 4, out.lo + (c + h) * stride);
+          i_store8(stride == 1 ? out.lo + c + h : bytes, q);
+          if (stride != 1) spread(bytes, 4, out.lo + (c + h) * stride);
         } else if (stride == 1) {  // several rows take q
           const I hi = i_sar(i_add(q, i_set1(128)), 8);
           i_store8(out.hi + c + h, hi);
           i_store8(out.lo + c + h, i_sub(q, i_shl(hi, 8)));
         }
       }
-      std::int32_t s[16];
-      i_store(s, sum);
-      for (int i = 1; i < 16; ++i) s[0] += s[i];
-      out.minus8[c / kChunk * stride] = -8 * s[0];
-      out.sum[c / kChunk * stride] = static_cast<float>(s[0]) * scale;
+      const std::int32_t s = i_sum(sum);
+      out.minus8[c / kChunk * stride] = -8 * s;
+      out.sum[c / kChunk * stride] = static_cast<float>(s) * scale;
     }
   }
 }

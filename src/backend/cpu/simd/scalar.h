@@ -102,6 +102,14 @@ inline I i_and(I a, I b) {
 inline I i_max(I a, I b) {
   return lanes<I>([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
 }
+inline std::int32_t i_largest(I a) {
+  for (int i = 1; i < 16; ++i) a.v[0] = a.v[i] > a.v[0] ? a.v[i] : a.v[0];
+  return a.v[0];
+}
+inline std::int32_t i_sum(I a) {
+  for (int i = 1; i < 16; ++i) a.v[0] += a.v[i];
+  return a.v[0];
+}
 inline I i_shl(I a, int n) {
   return lanes<I>(
       [&](int i) { return static_cast<std::int32_t>(static_cast<std::uint32_t>(a.v[i]) << n); });
