@@ -17,6 +17,7 @@ import hashlib
 import json
 import pathlib
 import platform
+import re
 import statistics
 import struct
 import subprocess
@@ -92,11 +93,6 @@ def output_of(command):
     if done.returncode:
         sys.exit(f"failed ({done.returncode}): {' '.join(map(str, command))}\n{done.stderr}")
     return done.stdout
-
-
-def git(*args):
-    done = subprocess.run(["git", "-C", ROOT, *args], capture_output=True, text=True)
-    return done.stdout.strip()
 
 
 def run_llama(args, threads):
@@ -181,8 +177,7 @@ def main():
             digest.update(block)
     out.write_text(json.dumps({
         "date": now.isoformat(timespec="seconds"),
-        "commit": git("rev-parse", "HEAD"),
-        "modified": bool(git("status", "--porcelain", "--untracked-files=no")),
+        "commit": re.search(r"^commit (\S+)", output_of([args.nibble, "--version"]), re.M)[1],
         "machine": machine(),
         "model": {"file": args.model.name, "sha256": digest.hexdigest()},
         "llama.cpp": peer,
