@@ -36,7 +36,9 @@ TEST(ThreadPool, AnExceptionReachesTheCaller) {
     }),
                  std::runtime_error);
     int n = 0;
-    pool.run([&](int t) { n += t == 0; });
+    pool.run([&](int t) {
+      if (t == 0) ++n;
+    });
     EXPECT_EQ(n, 1);
   }
 }
